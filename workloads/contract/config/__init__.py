@@ -1,0 +1,1 @@
+"""Configuration models (pydantic): the job file and the inventory. Frozen, extra keys forbidden, strict types."""

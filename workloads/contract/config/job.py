@@ -1,0 +1,168 @@
+"""JobSpec: what a person asks for. One job file is one `JobSpec` in YAML.
+
+Defaults live here and nowhere else. Cross-field rules raise ValueError with the key in front
+(`train.warmup_steps: ...`); `orchestrator.jobs.jobfile` turns them and pydantic's own errors into blocks with file
+and line. Fields that orch does not act on yet are refused there by name, not accepted in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from workloads.contract.config.base import (
+    Config,
+    Fraction,
+    Name,
+    NonNegFloat,
+    NonNegInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class Resources(Config):
+    ranks: Literal["auto"] | PositiveInt = "auto"
+    """`auto`: every GPU of the pods, else 1."""
+    gpus_per_rank: Literal["auto"] | NonNegInt = "auto"
+    """`auto`: 1 on pods with GPUs, else 0."""
+    cpus_per_rank: PositiveInt = 1
+
+
+class AttentionSpec(Config):
+    kind: Literal["full"] = "full"
+
+
+class ModelSpec(Config):
+    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+
+    dim: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    head_dim: PositiveInt | None = None
+    """default dim / heads"""
+    ffn_dim: PositiveInt | None = None
+    """default 8/3 dim, rounded up to a multiple of 64"""
+    vocab: PositiveInt | None = None
+    """default: the tokenizer's size"""
+    rope_theta: PositiveFloat = 10_000.0
+    norm_eps: PositiveFloat = 1e-5
+    tie_embeddings: bool = True
+    attention: AttentionSpec = AttentionSpec()
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.kv_heads: must divide model.heads = {self.heads}")
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"model.heads: must divide model.dim = {self.dim} when model.head_dim is not given")
+        if (self.head_dim or self.dim // self.heads) % 2:
+            raise ValueError("model.head_dim: must be even (rotary embedding turns pairs)")
+        return self
+
+    @property
+    def d_head(self) -> int:
+        return self.head_dim or self.dim // self.heads
+
+    @property
+    def d_ffn(self) -> int:
+        return self.ffn_dim or -(-(8 * self.dim // 3) // 64) * 64
+
+
+class DataSpec(Config):
+    source: Literal["stdlib", "text", "synthetic"] = "stdlib"
+    path: str | None = None
+    """`text`: a file or directory of UTF-8 text on the pod"""
+    tokenizer: Literal["byte"] = "byte"
+    seq_len: PositiveInt = 128
+    """tokens a sample, the shifted target not counted"""
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if (self.source == "text") != (self.path is not None):
+            raise ValueError("data.path: is needed by source `text` and by no other")
+        return self
+
+
+class TrainSpec(Config):
+    steps: PositiveInt = 1000
+    global_batch: PositiveInt = 16
+    """sequences a step over all ranks"""
+    micro_batch: PositiveInt | None = None
+    """sequences a forward pass on one rank; default: the rank's whole share. Fewer means accumulation"""
+    lr: PositiveFloat = 3e-4
+    min_lr_ratio: Fraction = 0.1
+    warmup_steps: NonNegInt = 0
+    weight_decay: NonNegFloat = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    clip: PositiveFloat | None = 1.0
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where the device has it, else fp32"""
+    seed: NonNegInt = 1234
+    deterministic: bool = True
+    log_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"train.warmup_steps: must be below train.steps = {self.steps}")
+        return self
+
+
+class CheckpointSpec(Config):
+    every_s: PositiveFloat | None = 600.0
+    every_steps: PositiveInt | None = None
+    keep: Annotated[int, Field(ge=2)] = 2
+    """newest verified checkpoints kept; never fewer than two"""
+    keep_every: PositiveInt | None = None
+    """checkpoints whose step is a multiple of this are never removed"""
+
+
+class HaltSpec(Config):
+    grace_s: PositiveFloat = 600.0
+    """seconds from the request to SIGTERM; SIGKILL follows 30 s later"""
+
+
+class RestartSpec(Config):
+    max: NonNegInt = 3
+    backoff_s: Annotated[list[NonNegFloat], Field(min_length=1)] = [0, 5, 30]
+
+
+class RuntimeSpec(Config):
+    process_group_timeout_s: PositiveFloat = 300.0
+    omp_threads: PositiveInt | None = None
+    """OMP_NUM_THREADS of a rank; default resources.cpus_per_rank"""
+
+
+class JobSpec(Config):
+    name: Name
+    kind: Literal["train", "command"] = "train"
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    """`command`: argv of every rank, passed whole"""
+    workdir: str | None = None
+    """`command`: where it runs; default: the directory `orch launch` was typed in"""
+    pods: Annotated[list[Name], Field(min_length=1)] = ["local"]
+    resources: Resources = Resources()
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    python: str | None = None
+    """interpreter of the ranks on the pods; default: the pod's"""
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    halt: HaltSpec = HaltSpec()
+    restart: RestartSpec = RestartSpec()
+
+    @model_validator(mode="after")
+    def _kind(self) -> Self:
+        if (self.kind == "command") != (self.command is not None):
+            raise ValueError("command: is needed by kind `command` and by no other")
+        if self.workdir is not None and self.kind != "command":
+            raise ValueError("workdir: is for kind `command`")
+        if len(set(self.pods)) != len(self.pods):
+            raise ValueError("pods: names a pod twice")
+        return self

@@ -1,0 +1,273 @@
+"""The run directory: every file name in it, in one place. Nothing else spells `.HALT` or `heartbeat_`.
+
+`RunDir(path)` only computes paths; it never reads or writes. `OrchHome` does the same for `$ORCH_HOME`.
+Standard library only; used by ranks, shims, keepers, supervisors and the operator.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,38}")
+RUN_ID_PATTERN = re.compile(r"(?P<name>[a-z][a-z0-9-]{0,38})-(?P<utc>\d{8}T\d{6}Z)-(?P<hex>[0-9a-f]{4})")
+UTC_FORMAT = "%Y%m%dT%H%M%SZ"
+HALT_NAME = ".HALT"
+STAGED_PREFIX = ".tmp_"
+
+
+def utc_stamp(now: float | None = None) -> str:
+    """Unix seconds as `20261121T093000Z`."""
+    return time.strftime(UTC_FORMAT, time.gmtime(time.time() if now is None else now))
+
+
+def make_run_id(name: str, now: float | None = None) -> str:
+    """`<name>-<yyyymmddThhmmssZ>-<4 hex>`, made before the first byte is sent."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"run name {name!r} must match {NAME_PATTERN.pattern}")
+    return f"{name}-{utc_stamp(now)}-{secrets.token_hex(2)}"
+
+
+def run_name_of(run_id: str) -> str:
+    """The name inside a run id. ValueError when it is none."""
+    m = RUN_ID_PATTERN.fullmatch(run_id)
+    if not m:
+        raise ValueError(f"{run_id!r} is not a run id")
+    return m["name"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    # written once, at launch
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def resolved_config(self) -> Path:
+        return self.path / "resolved_config.json"
+
+    @property
+    def code_diff(self) -> Path:
+        return self.path / "code.diff"
+
+    @property
+    def env_json(self) -> Path:
+        return self.path / "env.json"
+
+    # the supervisor's
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def epoch(self) -> Path:
+        """A decimal integer: the newest attempt that may commit."""
+        return self.path / "epoch"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by `flock` while a supervisor process owns the run."""
+        return self.path / "supervisor.lock"
+
+    # the keeper's
+    @property
+    def submissions(self) -> Path:
+        """`{n, ts, cluster}`: the last Ray job submitted for this run was `<run id>.<n>`."""
+        return self.path / "submissions.json"
+
+    # requests and answers
+    @property
+    def requests(self) -> Path:
+        return self.path / "requests"
+
+    def request(self, verb: str, ident: str, now: float | None = None) -> Path:
+        return self.requests / f"{utc_stamp(now)}-{verb}-{ident}.json"
+
+    @staticmethod
+    def ack_of(request: Path) -> Path:
+        return request.with_name(request.name.removesuffix(".json") + ".ack.json")
+
+    @property
+    def halt(self) -> Path:
+        return self.path / HALT_NAME
+
+    def archived_halt(self, attempt: int) -> Path:
+        return self.path / f"{HALT_NAME}.a{attempt}"
+
+    @property
+    def anomaly_type(self) -> Path:
+        return self.path / ".anomaly_type"
+
+    # ranks
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.ranks / f"a{attempt}"
+
+    def rank_record(self, attempt: int, rank: int) -> Path:
+        return self.attempt_dir(attempt) / f"rank{rank}.json"
+
+    def rank_order(self, attempt: int, rank: int) -> Path:
+        """What the shim is told to start (`records.ShimOrder`)."""
+        return self.attempt_dir(attempt) / f"rank{rank}.order.json"
+
+    def rank_lock(self, attempt: int, rank: int) -> Path:
+        """Held by `flock` while the shim of this rank lives: one shim a rank and attempt."""
+        return self.attempt_dir(attempt) / f"rank{rank}.lock"
+
+    def stop_order(self, attempt: int) -> Path:
+        """`{v, ts, who, why, term_s, kill_s}`: the shims of this attempt end their ranks (peers of a dead rank)."""
+        return self.attempt_dir(attempt) / "stop.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.path / f"heartbeat_rank{rank}.jsonl"
+
+    def halt_ack(self, rank: int) -> Path:
+        return self.path / f"halt_ack_rank{rank}.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def training_csv(self) -> Path:
+        return self.path / "training.csv"
+
+    def archived_csv(self, attempt: int) -> Path:
+        return self.path / f"training.a{attempt}.csv"
+
+    # logs and dumps
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank{rank}.log"
+
+    def shim_log(self, rank: int) -> Path:
+        return self.logs / f"shim_rank{rank}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / "supervisor.log"
+
+    @property
+    def stackdumps(self) -> Path:
+        return self.path / "stackdumps"
+
+    def stackdump(self, rank: int, now: float | None = None, *, watchdog: bool = False) -> Path:
+        return self.stackdumps / f"{'watchdog_' if watchdog else ''}stackdump_rank{rank}_{utc_stamp(now)}.txt"
+
+    # checkpoints
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
+    def staged_checkpoint(self, step: int, attempt: int) -> Path:
+        return self.checkpoints / f"{STAGED_PREFIX}step_{step:08d}_a{attempt}"
+
+    @staticmethod
+    def manifest(checkpoint: Path) -> Path:
+        return checkpoint / "manifest.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tb"
+
+    def skeleton(self) -> tuple[Path, ...]:
+        """Directories that exist from the first moment of a run."""
+        return (self.requests, self.ranks, self.logs, self.stackdumps, self.checkpoints)
+
+
+def step_of_checkpoint(name: str) -> int | None:
+    """120 for `step_00000120`, None for anything else (staged directories, foreign files)."""
+    m = re.fullmatch(r"step_(\d{8,})", name)
+    return int(m[1]) if m else None
+
+
+@dataclass(frozen=True)
+class OrchHome:
+    """`$ORCH_HOME` (default `~/.orch`, mode 0700), on the operator's machine and on every pod."""
+
+    path: Path
+
+    @classmethod
+    def from_env(cls, environ: dict[str, str] | None = None) -> OrchHome:
+        env = os.environ if environ is None else environ
+        raw = env.get("ORCH_HOME") or str(Path(env.get("HOME") or Path.home()) / ".orch")
+        return cls(Path(raw).expanduser().absolute())
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def run(self, run_id: str) -> RunDir:
+        """Raises ValueError for anything that is not a run id: no name leaves `runs/`."""
+        run_name_of(run_id)
+        return RunDir(self.runs / run_id)
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index.db"
+
+    @property
+    def inventory(self) -> Path:
+        return self.path / "pods.yaml"
+
+    # orch's own tree
+    @property
+    def trees(self) -> Path:
+        return self.path / "orch"
+
+    def tree(self, tree_hash: str) -> Path:
+        return self.trees / tree_hash
+
+    # keeper and Ray
+    @property
+    def keeper(self) -> Path:
+        return self.path / "keeper"
+
+    @property
+    def keeper_lock(self) -> Path:
+        return self.keeper / "keeper.lock"
+
+    @property
+    def keeper_record(self) -> Path:
+        """`{v, pid, start_time, boot_id, tree, python, socket, ts}`."""
+        return self.keeper / "keeper.json"
+
+    @property
+    def keeper_log(self) -> Path:
+        return self.keeper / "keeper.log"
+
+    def cluster(self, cluster_id: str) -> Path:
+        """Token, record and log of one Ray cluster; Ray's own temporary directory is a short one below /tmp."""
+        return self.path / "ray" / cluster_id
+
+
+LEASES = Path("/var/tmp/orch-leases")
+"""Machine-wide device locks, mode 1777; `ORCH_LEASES` overrides it (tests)."""
+
+
+def leases_dir() -> Path:
+    return Path(os.environ.get("ORCH_LEASES") or LEASES)
