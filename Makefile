@@ -1,0 +1,57 @@
+# make demo: set up and run the main job on this machine.   make test: set up and pass the tests.
+PYTHON ?= python3
+VENV ?= .venv
+# The build of torch. On a CUDA machine: make setup TORCH="torch==2.11.0" (or 2.12.*, 2.13.*) with your index.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: setup demo test test-long lint lab gpu evidence bench-cli clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"orch needs Python 3.11 or 3.12; {sys.executable} is {v[0]}.{v[1]}. Try: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt "$(TORCH)" numpy
+	$(PIP) install -q -c constraints.txt -e ".[pod,gpu,dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/orch launch tiny --follow
+
+test: setup system-packages lint
+	$(PYTEST) -m "not long and not gpu" tests
+
+test-long: setup system-packages
+	$(PYTEST) -m "long and not gpu" tests
+
+# Tests that need root on Linux: small disks, memory limits.
+lab: setup system-packages
+	$(PYTEST) -m lab tests
+
+# Tests that need an NVIDIA GPU.
+gpu: setup
+	$(PYTEST) -m gpu tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-cli: setup
+	$(BIN)/python -m tests.bench_cli
+
+# README's figures, rebuilt from runbooks/results/*.jsonl; fails on one without row, machine, date or commit.
+evidence: setup
+	$(BIN)/python -m runbooks.evidence
+
+.PHONY: system-packages
+system-packages:
+	@sh tests/system-packages.sh
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

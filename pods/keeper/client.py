@@ -1,0 +1,148 @@
+"""Talking to the keeper of this machine: one JSON line out, one back, over its Unix socket.
+
+Used by the CLI and by PodAgents. Every call has a bound; errors are `OrchError`s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from pods.keeper.spawn import clean_env, spawn_detached
+from workloads.contract.errors import ConflictError, LocalError, OrchError, RemoteError
+from workloads.contract.files import try_read_json
+from workloads.contract.process import ProcId
+from workloads.contract.rundir import OrchHome
+
+CALL_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 20.0
+MAX_REPLY_BYTES = 4 << 20
+
+
+def running(home: OrchHome) -> dict[str, Any] | None:
+    """The living keeper's record (pid, start_time, boot_id, tree, python, socket), or None."""
+    record = try_read_json(home.keeper_record)
+    if record is None:
+        return None
+    try:
+        ident = ProcId(record["pid"], record["start_time"], record["boot_id"])
+    except KeyError:
+        return None
+    return record if ident.alive() else None
+
+
+class KeeperClient:
+    def __init__(self, home: OrchHome) -> None:
+        self.home = home
+
+    def call(self, op: str, **args: Any) -> dict[str, Any]:
+        """One request. RemoteError when the keeper is missing or silent; its own error as it gave it."""
+        record = running(self.home)
+        if record is None:
+            raise RemoteError(
+                "E-KEEP-002", "no keeper runs here", where=str(self.home.path), fix="`orch launch` starts it"
+            )
+        try:
+            reply = _exchange(record["socket"], {"op": op, **args})
+        except (OSError, ValueError) as e:
+            raise RemoteError("E-KEEP-003", f"the keeper did not answer `{op}`: {e}", where=record["socket"]) from e
+        if not reply.get("ok"):
+            error = reply.get("error") or {}
+            kind = ConflictError if error.get("code") == "E-KEEP-010" else RemoteError
+            raise kind(
+                error.get("code", "E-KEEP-004"), error.get("what", "the keeper refused"), fix=error.get("fix"),
+                value=error.get("value"),
+            )  # fmt: skip
+        return reply
+
+    def ping(self) -> dict[str, Any]:
+        return self.call("ping")
+
+    def poke(self) -> None:
+        """Have the keeper look at its runs now instead of at its next tick."""
+        self.call("poke")
+
+    def spawn(self, order_path: Path) -> dict[str, Any]:
+        """Start the shim of one order; idempotent. Answers `{"ok":true,"started":bool}`."""
+        return self.call("spawn", order=str(order_path))
+
+    def ray(self) -> dict[str, Any]:
+        """State of this pod's Ray node: `{"state": down|starting|up|failed, ...}`."""
+        reply: dict[str, Any] = self.call("ray")["ray"]
+        return reply
+
+    def down(self) -> dict[str, Any]:
+        """Stop Ray and the keeper. ConflictError naming the runs that have not ended."""
+        return self.call("down")
+
+    def sweep(self, mark: str) -> dict[str, Any]:
+        """Kill every process carrying `mark` (a run id or deeper)."""
+        return self.call("sweep", mark=mark)
+
+
+def _exchange(path: str, message: dict[str, Any]) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(CALL_TIMEOUT_S)
+        s.connect(path)
+        s.sendall(json.dumps(message).encode() + b"\n")
+        with s.makefile("rb") as f:
+            reply = json.loads(f.readline(MAX_REPLY_BYTES))
+    if not isinstance(reply, dict):
+        raise ValueError("not an object")  # noqa: TRY004  a protocol error, caught by the caller
+    return reply
+
+
+def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = False) -> KeeperClient:
+    """A keeper that answers: the living one, or a new one run by `python` from `tree`.
+
+    `replace=True` (an operator's launch or resume) ends a keeper that runs from another tree first; it holds no
+    state, so nothing is lost. Raises RemoteError with the end of its log when it does not come up in 20 s.
+    """
+    client = KeeperClient(home)
+    record = running(home)
+    if record is not None and replace and (record.get("tree"), record.get("python")) != (str(tree), python):
+        _end(record)
+        record = None
+    if record is not None:
+        try:
+            client.ping()
+        except OrchError:
+            _end(record)  # it lives but does not answer
+        else:
+            return client
+    _start(home, python, tree)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if running(home) is not None:
+            try:
+                client.ping()
+            except RemoteError:
+                pass  # not listening yet
+            else:
+                return client
+        time.sleep(0.02)
+    raise RemoteError("E-KEEP-005", "the keeper did not start in 20 s", where=str(home.keeper_log))
+
+
+def _start(home: OrchHome, python: str, tree: Path) -> None:
+    try:
+        home.keeper.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise LocalError("E-HOME-001", f"{e.strerror}", where=str(home.keeper)) from e
+    env = clean_env(os.environ, PYTHONPATH=str(tree), ORCH_HOME=str(home.path), PYTHONUNBUFFERED="1")
+    argv = [python, "-s", "-m", "pods.keeper", str(home.path)]
+    spawn_detached(python, argv, env=env, log=home.keeper_log)
+
+
+def _end(record: dict[str, Any], timeout_s: float = 10.0) -> None:
+    """SIGTERM, then SIGKILL, by identity; bounded."""
+    ident = ProcId(record["pid"], record["start_time"], record["boot_id"])
+    ident.signal(15)
+    deadline = time.monotonic() + timeout_s
+    while ident.alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ident.signal(9)

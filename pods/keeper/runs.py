@@ -1,0 +1,129 @@
+"""The keeper's view of the runs on its pod, read from their directories and nothing else.
+
+A run directory that cannot be read is skipped and said once. Ended runs cost two `stat` calls a look.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pods.keeper.policy import RunSeen
+from workloads.contract.files import try_read_json
+from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
+from workloads.contract.states import ENDED
+
+ACK_SUFFIX = ".ack.json"
+
+
+def lock_is_held(path: Path) -> bool:
+    """True while another process holds the `flock`. A shared probe, released at once; False when the file is absent."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+def pending_requests(run: RunDir, verb: str) -> list[Path]:
+    """Requests of this verb that nobody has answered, oldest first."""
+    try:
+        names = sorted(os.listdir(run.requests))
+    except OSError:
+        return []
+    known = set(names)
+    return [
+        run.requests / n
+        for n in names
+        if f"-{verb}-" in n and n.endswith(".json") and not n.endswith(ACK_SUFFIX)
+        and n.removesuffix(".json") + ACK_SUFFIX not in known
+    ]  # fmt: skip
+
+
+@dataclass
+class RunWatch:
+    """One run directory, looked at again and again."""
+
+    run: RunDir
+    spec: dict[str, Any]
+    active: bool = True
+    free_since: float | None = None
+    tries: int = 0
+    _stamp: tuple[int, int] = (-1, -1)
+
+    def look(self, now: float) -> RunSeen:
+        stamp = (_mtime_ns(self.run.status), _mtime_ns(self.run.requests))
+        if stamp != self._stamp:
+            self._stamp = stamp
+            status = try_read_json(self.run.status) or {}
+            ended = status.get("state") in ENDED
+            self.active = not ended or bool(pending_requests(self.run, "resume"))
+        supervised = self.active and lock_is_held(self.run.supervisor_lock)
+        if supervised or not self.active:
+            self.free_since, self.tries = None, 0
+        elif self.free_since is None:
+            self.free_since = now
+        submission = (try_read_json(self.run.submissions) or {}) if self.active and not supervised else {}
+        return RunSeen(
+            run_id=self.run.run_id,
+            cluster=str(self.spec.get("cluster", "")),
+            needs_supervisor=self.active,
+            supervised=supervised,
+            lock_free_s=now - self.free_since if self.free_since is not None else 0.0,
+            submitted_to=submission.get("generation"),
+            submitted_age_s=now - submission["mono"] if "mono" in submission else float("inf"),
+            tries=self.tries,
+        )
+
+
+@dataclass
+class Runs:
+    home: OrchHome
+    say: Callable[[str], None]
+    watches: dict[str, RunWatch] = field(default_factory=dict)
+    _bad: set[str] = field(default_factory=set)
+
+    def look(self, now: float) -> list[RunSeen]:
+        """Every run on this pod, oldest first."""
+        for name in self._names():
+            if name not in self.watches:
+                self._add(name)
+        for name in [n for n in self.watches if not self.watches[n].run.path.is_dir()]:
+            del self.watches[name]
+        return [w.look(now) for _, w in sorted(self.watches.items(), key=lambda kv: kv[1].spec.get("created", 0))]
+
+    def active(self) -> Iterator[RunWatch]:
+        return (w for w in list(self.watches.values()) if w.active)
+
+    def _names(self) -> list[str]:
+        try:
+            return [n for n in os.listdir(self.home.runs) if RUN_ID_PATTERN.fullmatch(n)]
+        except FileNotFoundError:
+            return []
+
+    def _add(self, name: str) -> None:
+        run = self.home.run(name)
+        spec = try_read_json(run.run_json)
+        if spec is not None and isinstance(spec.get("cluster"), str) and isinstance(spec.get("pods"), list):
+            self.watches[name] = RunWatch(run, spec)
+        elif name not in self._bad:
+            self._bad.add(name)
+            self.say(f"{name}: its run.json cannot be read; left alone")
+
+
+def _mtime_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
