@@ -21,6 +21,7 @@ BEAT_VERSION = 1
 MAX_LINE_BYTES = 2048
 MAX_ABS = 1e18
 READ_CHUNK = 1 << 20
+GUARD_BYTES = 256
 
 _PHASES = frozenset(Phase)
 _INTS = ("v", "seq", "rank", "world_size", "attempt")
@@ -94,7 +95,7 @@ def parse_beat(line: bytes) -> Beat | None:
 class BeatReader:
     """Reads one rank's heartbeat file from where it stopped last.
 
-    Keeps (inode, offset, hash of the last 64 bytes); when they no longer match (truncated, replaced) it starts over.
+    Keeps (inode, offset, hash of the last 256 bytes: a whole line, `seq` and `ts` included); when they no longer match (truncated, replaced) it starts over.
     Memory is bounded by one chunk; a line longer than `MAX_LINE_BYTES` is skipped and counted.
     """
 
@@ -166,5 +167,5 @@ class BeatReader:
 
     @staticmethod
     def _digest_at(fd: int, offset: int) -> bytes:
-        start = max(0, offset - 64)
+        start = max(0, offset - GUARD_BYTES)
         return hashlib.sha256(os.pread(fd, offset - start, start)).digest()

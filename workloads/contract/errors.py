@@ -68,7 +68,11 @@ class OrchError(Exception):
             ("expected", self.expected),
             ("did you mean", self.did_you_mean),
         )
-        lines += [f"  {label}: {escape(v, 400 if label != 'value' else MAX_VALUE_CHARS)}" for label, v in rows if v is not None]
+        lines += [
+            f"  {label}: {escape(v, 400 if label != 'value' else MAX_VALUE_CHARS)}"
+            for label, v in rows
+            if v is not None
+        ]
         if self.fix:
             lines.append(f"  fix:   {escape(self.fix, 400)}")
         return "\n".join(lines)
