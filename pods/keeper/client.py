@@ -92,7 +92,7 @@ def _exchange(path: str, message: dict[str, Any]) -> dict[str, Any]:
         with s.makefile("rb") as f:
             reply = json.loads(f.readline(MAX_REPLY_BYTES))
     if not isinstance(reply, dict):
-        raise ValueError("not an object")  # noqa: TRY004  a protocol error, caught by the caller
+        raise ValueError("not an object")
     return reply
 
 

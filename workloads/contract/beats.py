@@ -78,7 +78,9 @@ def parse_beat(line: bytes) -> Beat | None:
     if type(row) is not dict or row.get("v") != BEAT_VERSION or row.get("msg") not in _PHASES:
         return None
     ts = row.get("ts")
-    if not all(_is_int(row.get(k)) for k in _INTS) or not _is_number(ts) or not math.isfinite(ts):
+    if not isinstance(ts, int | float) or not _is_number(ts) or not math.isfinite(ts):
+        return None
+    if not all(_is_int(row.get(k)) for k in _INTS):
         return None
     fields = {
         k: v
@@ -95,7 +97,8 @@ def parse_beat(line: bytes) -> Beat | None:
 class BeatReader:
     """Reads one rank's heartbeat file from where it stopped last.
 
-    Keeps (inode, offset, hash of the last 256 bytes: a whole line, `seq` and `ts` included); when they no longer match (truncated, replaced) it starts over.
+    Keeps (inode, offset, hash of the last 256 bytes: a whole line, `seq` and `ts` included); when they no longer match
+    (truncated, replaced) it starts over.
     Memory is bounded by one chunk; a line longer than `MAX_LINE_BYTES` is skipped and counted.
     """
 
