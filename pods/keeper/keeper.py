@@ -22,6 +22,7 @@ from workloads.contract.records import Ack, as_wire
 from workloads.contract.rundir import OrchHome, RunDir
 
 MAX_DUMP_THREADS = 4
+SUBMIT_PATIENCE_S = 60.0
 
 
 def say(text: str) -> None:
@@ -127,29 +128,26 @@ class Keeper:
                 self.ended.set()
 
     def _submit(self, watch: RunWatch, why: str, now: float) -> None:
-        """Record first, then submit: an id that was recorded and not used is skipped, one used twice is refused."""
+        """Submit `<run id>.<n>`. n grows only when the one before was taken: a lost reply is asked for again."""
         assert self.node is not None
-        run, tree = watch.run, watch.spec["tree"]
+        run = watch.run
         last = try_read_json(run.submissions) or {}
-        same_life = last.get("generation") == self.node.generation
-        watch.tries = watch.tries + 1 if same_life else 0
-        n = int(last.get("n", 0)) + 1
-        atomic_write_json(
-            run.submissions,
-            {"v": 1, "n": n, "ts": time.time(), "mono": now, "generation": self.node.generation, "why": why},
-        )
+        n = int(last.get("n", 0)) + (1 if last.get("taken", True) else 0)
+        watch.tries = watch.tries + 1 if last.get("generation") == self.node.generation else 0
+        row = {"v": 1, "n": n, "ts": time.time(), "why": why}
         entrypoint = shlex.join([self.node.python, "-s", "-m", "orchestrator.supervisor", str(run.path)])
-        env = {"PYTHONPATH": tree, "ORCH_HOME": str(self.home.path)}
+        env = {"PYTHONPATH": str(watch.spec["tree"]), "ORCH_HOME": str(self.home.path)}
+        atomic_write_json(run.submissions, {**row, "taken": False})
         try:
-            accepted = self.node.api().submit(f"{run.run_id}.{n}", entrypoint, env)
-        except JobsApiError as e:
-            atomic_write_json(
-                run.submissions,
-                {"v": 1, "n": n, "ts": time.time(), "why": why, "error": str(e)},
-            )
-            say(f"{run.run_id}: submission {n} was not taken: {e}")
+            self.node.api().submit(f"{run.run_id}.{n}", entrypoint, env)
+        except JobsApiError as e:  # just after a start Ray has no agent for jobs yet: the next tick asks again
+            if e.status != 500 or now - self.node.since > SUBMIT_PATIENCE_S:
+                atomic_write_json(run.submissions, {**row, "taken": False, "error": str(e)})
+                say(f"{run.run_id}: submission {n} was not taken: {e}")
             return
-        say(f"{run.run_id}: submission {n} {'sent' if accepted else 'was used before'} ({why})")
+        row |= {"taken": True, "mono": now, "generation": self.node.generation}
+        atomic_write_json(run.submissions, row)
+        say(f"{run.run_id}: submission {n} sent ({why})")
 
     def _care(self, watch: RunWatch) -> None:
         """Per run: lost shims, dump requests."""

@@ -73,6 +73,11 @@ class RayNode:
         """Names one life of the cluster: what was submitted to another one is gone."""
         return str(self._record.get("generation", ""))
 
+    @property
+    def since(self) -> float:
+        """Monotonic seconds at which it was started or found again."""
+        return self._started
+
     def api(self) -> JobsApi:
         return JobsApi(int(self._record["ports"]["dashboard"]), self._token_path().read_text().strip())
 
@@ -119,7 +124,7 @@ class RayNode:
     def stop(self) -> list[int]:
         """End every process of this cluster on this pod; bounded. Returns the pids that stayed."""
         stayed: list[ProcId] = []
-        for signum, wait_s in ((15, 5.0), (9, 5.0)):
+        for signum, wait_s in ((15, 3.0), (9, 5.0)):
             stayed = marked(self.cluster_id, CLUSTER_MARK)
             for ident in stayed:
                 ident.signal(signum)
