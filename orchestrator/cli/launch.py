@@ -1,0 +1,140 @@
+"""`orch init` and `orch launch`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.shared import Json, MaybeJob, emit, home, say
+from workloads.contract.errors import UsageError
+from workloads.contract.exitcodes import CliExit
+
+if TYPE_CHECKING:
+    from orchestrator.jobs.jobfile import LoadedJob
+    from orchestrator.jobs.plan import Plan
+    from workloads.contract.rundir import RunDir
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where job.yaml goes.")] = Path(),
+    json: Json = False,
+) -> None:
+    """Write a commented job.yaml, and pods.yaml at home. Overwrites nothing."""
+    from orchestrator.jobs.init import write_templates
+
+    files = write_templates(directory.absolute(), home())
+    if json:
+        emit({"v": 1, "files": [str(f) for f in files]})
+    else:
+        say(*(f"wrote {f}" for f in files), "next:  orch launch job.yaml --dry-run")
+
+
+def launch(
+    ctx: typer.Context,
+    job: MaybeJob = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key of the job.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="The run's name.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="A run id; launched twice it is one run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Stay until the run ends; Ctrl-C leaves it running.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start a run of JOB, or of any command: `orch launch --name mine -- python my_train.py --lr 3e-4`."""
+    import os
+
+    from orchestrator.jobs.launch import prepare
+
+    cwd = Path.cwd()
+    loaded = _load(job, ctx.obj, sets or [], name, cwd)
+    plan = prepare(loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ)
+    if dry_run:
+        if json:
+            emit({"v": 1, "plan": plan.as_dict()})
+        else:
+            say(plan.render())
+        return
+    began = time.monotonic()
+    run = _submit(plan, json=json, quiet=json and follow)
+    if follow:
+        raise typer.Exit(_follow(run, began, json=json))
+
+
+def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | None, cwd: Path) -> LoadedJob:
+    from orchestrator.jobs.jobfile import command_job, load_job
+
+    if (job is None) == (tail is None):
+        raise UsageError(
+            "E-CLI-006", "name a job or give a command after `--`" + (", not both" if job else ""), where="orch launch",
+            fix="orch launch tiny        or        orch launch --name mine -- python my_train.py",
+        )  # fmt: skip
+    if tail is not None:
+        if not tail:
+            raise UsageError(
+                "E-CLI-006", "no command follows `--`", where="orch launch", fix="orch launch -- python my_train.py"
+            )
+        return command_job(tail, name=name, sets=sets, cwd=cwd)
+    return load_job(str(job), sets=sets, name=name, cwd=cwd)
+
+
+def _submit(plan: Plan, *, json: bool, quiet: bool) -> RunDir:
+    from orchestrator.cli.shared import hint
+    from orchestrator.jobs.launch import submit
+    from orchestrator.runs.render import duration
+
+    def on_stage(stage: str, seconds: float) -> None:
+        if not json:
+            say(f"  {stage:<16} {duration(seconds)}")
+
+    try:
+        done = submit(plan, home(), on_stage)
+    except KeyboardInterrupt:
+        there = home().run(plan.run_id).run_json.exists()
+        hint(f"interrupted; run {plan.run_id} was {'submitted and goes on' if there else 'not submitted'}")
+        raise
+    if quiet:
+        return done.run
+    if json:
+        emit({"v": 1, "run": done.run.run_id, "created": done.created, "dir": str(done.run.path)})
+        return done.run
+    _submitted(done.run, created=done.created)
+    return done.run
+
+
+def _submitted(run: RunDir, *, created: bool) -> None:
+    from orchestrator.runs.report import next_block, next_lines
+    from orchestrator.runs.views import snapshot
+
+    view = snapshot(run, time.time())
+    told = "submitted" if created else f"was there already ({view.state}); nothing was launched"
+    say(f"{run.run_id}  {told}", f"  directory   {run.path}", *next_block(next_lines(view)), "")
+
+
+def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
+    from orchestrator.cli.shared import hint
+    from orchestrator.runs.follow import exit_code, follow, last_words
+    from orchestrator.runs.report import ending, ending_json
+    from orchestrator.runs.waiting import Live
+
+    live = Live(silent=json)
+    try:
+        view = follow(run, live)
+    except KeyboardInterrupt:
+        live.line("")
+        hint(
+            f"detached; run {run.run_id} goes on\n"
+            f"  orch logs {run.run_id} -f     follow it\n  orch halt {run.run_id}        checkpoint and stop it"
+        )
+        return CliExit.INTERRUPTED
+    took = time.monotonic() - began
+    if json:
+        emit(ending_json(view, took))
+    else:
+        say(*last_words(view), *ending(view, took))
+    return exit_code(view)

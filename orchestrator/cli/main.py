@@ -1,0 +1,139 @@
+"""The `orch` command: its verbs, and the one place where errors become words and exit codes.
+
+No verb lives here and no heavy import happens here: each function imports what it needs when it is called.
+`--debug` anywhere before `--` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import control, launch, look, machine
+from orchestrator.cli.blocks import block_of, is_usage_error
+from workloads.contract.errors import OrchError
+from workloads.contract.exitcodes import CliExit
+
+COMMANDS = (
+    launch.init,
+    launch.launch,
+    look.status,
+    look.logs,
+    control.dump,
+    control.halt,
+    control.resume,
+    look.runs,
+    machine.doctor,
+    machine.down,
+)
+
+
+def build() -> typer.Typer:
+    app = typer.Typer(
+        name="orch",
+        rich_markup_mode=None,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for command in COMMANDS:
+        app.command(command.__name__)(command)
+    return app
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True, help="Show tracebacks.")] = False,
+) -> None:
+    """From machines with GPUs to a verified training run that keeps going."""
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            print("orch", installed("orch-runs"))
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            print("orch (not installed)")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out one command line; the exit code of the process. Never raises."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    head, tail = split_command(args)
+    debug = "--debug" in head or bool(os.environ.get("ORCH_DEBUG"))
+    head = [a for a in head if a != "--debug"]
+    _prepare_streams()
+    try:
+        code = _carry_out(head, tail, debug=debug)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _die_of_pipe()
+    except KeyboardInterrupt:  # a second one, while the first was being handled
+        return CliExit.INTERRUPTED
+    return code
+
+
+def split_command(args: list[str]) -> tuple[list[str], list[str] | None]:
+    """(orch's own words, the user's command): for `launch`, all after the first `--` is the user's, whole."""
+    verb = next((a for a in args if not a.startswith("-")), None)
+    if verb != "launch" or "--" not in args:
+        return args, None
+    at = args.index("--")
+    return args[:at], args[at + 1 :]
+
+
+def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
+    command = typer.main.get_command(build())
+    try:
+        code = command.main(head, prog_name="orch", standalone_mode=False, obj=tail)
+    except BrokenPipeError:
+        raise
+    except (KeyboardInterrupt, typer.Abort):
+        return CliExit.INTERRUPTED
+    except Exception as e:  # the top of the program: whatever happens becomes one block and an exit code
+        if debug and not is_usage_error(e):
+            raise
+        return _tell(block_of(e), as_json="--json" in head)
+    return int(code) if isinstance(code, int) else CliExit.OK
+
+
+def _tell(error: OrchError, *, as_json: bool) -> int:
+    print(error.render(), file=sys.stderr)
+    if as_json:
+        from orchestrator.cli.shared import emit
+
+        emit({"v": 1, "error": error.as_dict()})
+    return error.exit_code
+
+
+def _prepare_streams() -> None:
+    """Closed standard streams become /dev/null; what a terminal cannot encode is escaped instead of raised."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  lives as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _die_of_pipe() -> int:
+    """End as any filter does whose reader went away: silently, by SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's last flush then has somewhere to go
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    return CliExit.OK  # not reached unless SIGPIPE is blocked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What the commands share: their common options, where home is, and the one JSON document of `--json`.
+
+Imported by every command module, so it imports nothing heavier than Typer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.complete import complete_jobs, complete_runs
+from workloads.contract.rundir import OrchHome
+
+RUN_HELP = "A run: its id, the beginning of one, its name (the newest run), or `latest`."
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_runs)]
+MaybeRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, autocompletion=complete_runs)]
+MaybeJob = Annotated[
+    str | None,
+    typer.Argument(metavar="[JOB]", help="A recipe's name or a job file.", autocompletion=complete_jobs),
+]
+Ranks = Annotated[list[int] | None, typer.Option("--rank", metavar="K", min=0, help="This rank alone; repeatable.")]
+
+
+def home() -> OrchHome:
+    return OrchHome.from_env()
+
+
+def emit(document: dict[str, Any]) -> None:
+    """The one document of a command under `--json`."""
+    print(json.dumps(document, allow_nan=False, ensure_ascii=True))
+
+
+def say(*lines: str) -> None:
+    for line in lines:
+        print(line)
+
+
+def hint(text: str) -> None:
+    """A word beside the answer: stderr, so that stdout stays what was asked for."""
+    print(text, file=sys.stderr)
+
+
+def operator() -> str:
+    """`user@host`, as recorded with launches and requests."""
+    import getpass
+    import os
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in many containers
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

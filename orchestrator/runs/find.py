@@ -1,0 +1,62 @@
+"""Which run a person means: an id, the beginning of one, a name (its newest run) or `latest`.
+
+Never guesses between two: both are named and nothing is done. Called by every command that takes RUN.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from orchestrator.runs.index import IndexRow, list_runs
+from workloads.contract.errors import UsageError
+from workloads.contract.rundir import OrchHome, RunDir
+
+LATEST = "latest"
+MAX_NAMED = 5
+
+
+def resolve(home: OrchHome, ref: str) -> RunDir:
+    """The run directory that `ref` names. UsageError (exit 2) when there is none, or more than one."""
+    return home.run(pick(list_runs(home), ref).run)
+
+
+def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
+    """The one row of `rows` (newest first) that `ref` names; pure."""
+    here = [row for row in rows if row.present]
+    found = _matches(here, ref)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(r.run for r in found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
+        raise UsageError(
+            "E-RUN-002", f"{ref!r} is the beginning of {len(found)} run ids", value=ref, expected=f"one of {names}",
+            fix="type more of the id",
+        )  # fmt: skip
+    gone = _matches([row for row in rows if not row.present], ref)
+    if gone:
+        raise UsageError(
+            "E-RUN-003", f"the directory of run {gone[0].run} is gone", value=ref,
+            fix="`orch runs --rebuild` forgets runs whose directory is gone",
+        )  # fmt: skip
+    if not here:
+        raise UsageError("E-RUN-004", "there is no run yet", value=ref, fix="orch launch tiny")
+    raise UsageError(
+        "E-RUN-001",
+        f"no run is called {ref!r}",
+        value=ref,
+        did_you_mean=_nearest(here, ref),
+        fix="`orch runs` lists all",
+    )
+
+
+def _matches(rows: Sequence[IndexRow], ref: str) -> list[IndexRow]:
+    """Rows named by `ref`; one for an id, a name or `latest`, any number for the beginning of an id."""
+    exact = [r for r in rows if r.run == ref]
+    named = [r for r in rows if r.name == ref or ref == LATEST]
+    return exact or named[:1] or ([r for r in rows if r.run.startswith(ref)] if ref else [])
+
+
+def _nearest(rows: Sequence[IndexRow], ref: str) -> str | None:
+    words = list(dict.fromkeys([r.name for r in rows] + [r.run for r in rows] + [LATEST]))
+    return next(iter(difflib.get_close_matches(ref, words, 1, 0.5)), None)

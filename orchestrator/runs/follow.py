@@ -1,0 +1,157 @@
+"""Following one run to its end, and waiting until a halted one has stopped.
+
+Both are bounded readers of the run directory (`waiting.watch`); cutting them off changes nothing for the run. Called by
+`orch launch --follow` and `orch halt`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.runs.health import outcome
+from orchestrator.runs.logs import last_lines
+from orchestrator.runs.render import harmless
+from orchestrator.runs.views import RankView, RunView, first_dead, snapshot
+from orchestrator.runs.waiting import Live, last_seq, watch
+from workloads.contract.exitcodes import CliExit
+from workloads.contract.files import try_read_json
+from workloads.contract.records import HaltAck, HaltClocks, from_wire
+from workloads.contract.rundir import RunDir
+from workloads.contract.states import RunState
+
+DEAD_RANK_LINES = 30
+VERDICT_S = 90.0  # contracts: the verdict comes within 90 s of the last kill
+UNCONFIRMED_S = 5.0
+EXIT_OF = {
+    RunState.SUCCEEDED: CliExit.OK,
+    RunState.FAILED: CliExit.RUN_FAILED,
+    RunState.HALTED: CliExit.HALTED,
+}
+
+
+def follow(run: RunDir, live: Live) -> RunView:
+    """Tell what happens until the run has ended; its last view."""
+    view = next(view for view in watch(run, live) if view.ended)
+    if view.newest is not None:
+        live.line("")
+    return view
+
+
+def exit_code(view: RunView) -> CliExit:
+    return EXIT_OF.get(RunState(view.state), CliExit.RUN_FAILED)
+
+
+def last_words(view: RunView) -> list[str]:
+    """Of a failed run: the last 30 log lines of the rank that ended first and badly."""
+    rank = first_dead(view.ranks)
+    if rank is None or view.state != RunState.FAILED:
+        return []
+    lines = [harmless(line) for line in last_lines(view.run.rank_log(rank.rank), DEAD_RANK_LINES)]
+    return [f"the last {len(lines)} lines of rank {rank.rank} ({rank.verdict.why}):", *(f"  | {x}" for x in lines), ""]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a halt ended. `confirmed`: the supervisor has said so."""
+
+    view: RunView
+    confirmed: bool
+    timed_out: bool
+    acks: dict[int, HaltAck]
+    waited: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "run": self.view.run.run_id,
+            "state": self.view.state,
+            "reason": self.view.reason,
+            "confirmed": self.confirmed,
+            "ranks": [self._rank(r) for r in self.view.ranks],
+        }
+
+    def _rank(self, rank: RankView) -> dict[str, Any]:
+        ack = self.acks.get(rank.rank)
+        return {
+            "rank": rank.rank,
+            "outcome": outcome(rank.record) if rank.ended and rank.record else None,
+            "step": ack.step if ack else None,
+            "checkpoint": ack.checkpoint if ack else None,
+            "hash": ack.hash if ack else None,
+        }
+
+    def lines(self) -> list[str]:
+        """For a person: the state, and where every rank stopped."""
+        if self.timed_out:
+            head = "has not stopped in time; the ranks named below still live"
+        elif self.confirmed:
+            head = self.view.state if self.waited else f"had ended before: {self.view.state}"
+        elif not self.waited:
+            return [f"{self.view.run.run_id}  {self.view.words}; see `orch status {self.view.run.run_id}`"]
+        else:
+            head = "all ranks stopped; the supervisor will confirm"
+        lines = [f"{self.view.run.run_id}  {head}"]
+        for row in map(self._rank, self.view.ranks):
+            told = row["outcome"] or "lives"
+            if row["step"] is not None:
+                told += f", stopped at step {row['step']}"
+            if row["checkpoint"]:
+                told += f", checkpoint {row['checkpoint']}"
+            if row["hash"]:
+                told += f", sha256 {str(row['hash'])[:16]}"
+            lines.append(f"  rank {row['rank']}: {harmless(told)}")
+        return lines
+
+
+def halt_limit_s(view: RunView, *, now: bool) -> float:
+    """How long a halt may take by its clocks: SIGKILL and the verdict after it."""
+    clocks = HaltClocks()
+    if now:
+        return clocks.now_kill_s + VERDICT_S
+    job = view.info.get("job")
+    halt = job.get("halt") if isinstance(job, dict) else None
+    grace = halt.get("grace_s") if isinstance(halt, dict) else None
+    term_s = float(grace) if isinstance(grace, int | float) else clocks.term_s
+    return term_s + (clocks.kill_s - clocks.term_s) + VERDICT_S
+
+
+def wait_stopped(run: RunDir, live: Live, *, limit_s: float) -> Stopped:
+    """Until the run has ended, or all its ranks have and nobody is there to say so, or `limit_s` is over."""
+    deadline = time.monotonic() + limit_s
+    quiet_since: float | None = None
+    for view in watch(run, live, seen=last_seq(run)):
+        now = time.monotonic()
+        if view.ended or now > deadline:
+            return Stopped(view, view.ended, not view.ended and not _all_ended(view), _acks(view))
+        if not _all_ended(view) or view.supervised:
+            quiet_since = None
+        elif quiet_since is None:
+            quiet_since = now
+        elif now - quiet_since > UNCONFIRMED_S:
+            return Stopped(view, False, False, _acks(view))
+    raise AssertionError("watch never ends")
+
+
+def not_waited(run: RunDir) -> Stopped:
+    """How it stands now: for a run that had ended before, or that was only asked."""
+    view = snapshot(run, time.time())
+    return Stopped(view, view.ended, False, _acks(view), waited=False)
+
+
+def _all_ended(view: RunView) -> bool:
+    return bool(view.ranks) and all(r.ended for r in view.ranks)
+
+
+def _acks(view: RunView) -> dict[int, HaltAck]:
+    """What the ranks of this attempt acknowledged."""
+    found: dict[int, HaltAck] = {}
+    for rank in (r.rank for r in view.ranks):
+        row = try_read_json(view.run.halt_ack(rank))
+        if row is None or row.get("attempt") != view.attempt:
+            continue
+        try:
+            found[rank] = from_wire(HaltAck, row)
+        except TypeError:
+            continue
+    return found

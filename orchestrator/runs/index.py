@@ -1,0 +1,174 @@
+"""The list of runs at home: SQLite in WAL mode, a convenience that can be lost.
+
+The directory `runs/` is the truth. The index remembers what a directory listing cannot: runs whose directory is gone.
+A missing, locked, foreign or damaged database never stops a command: rows then come from the directories, the fact is
+said once on stderr, and a damaged database is made anew. Called by `orchestrator.jobs.launch` and by every view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workloads.contract.files import try_read_json
+from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
+
+SCHEMA = 1
+LOCK_TIMEOUT_S = 0.3
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL,"
+    " kind TEXT NOT NULL, pods TEXT NOT NULL) WITHOUT ROWID"
+)
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    run: str
+    name: str
+    created: float  # Unix seconds
+    kind: str
+    pods: tuple[str, ...]
+    present: bool = True  # False: it was here, its directory is gone
+
+
+class _Damaged(Exception):
+    """The database is not one of ours, or not one at all."""
+
+
+def record(home: OrchHome, run_json: Mapping[str, Any]) -> None:
+    """Remember one run. Never raises: a launch does not fail because a list could not be written."""
+    row = _row(str(run_json.get("run", "")), run_json)
+    if row is not None:
+        with contextlib.suppress(sqlite3.Error, OSError, _Damaged), _open(home) as db:
+            _insert(db, [row])
+
+
+def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
+    """Every run that is here or was, newest first. What is wrong with the index goes to `note` (default: stderr)."""
+    say = note or _say
+    ids = directories(home)
+    try:
+        with _open(home) as db:
+            known = {row.run: row for row in _select(db)}
+            new = [row for row in map(home_row(home), sorted(ids - known.keys())) if row is not None]
+            _insert(db, new)
+    except (_Damaged, sqlite3.DatabaseError) as e:
+        known, new = {}, []
+        if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
+            say("note: the index of runs is locked by another command; the run directories were read instead")
+        else:
+            say(f"note: the index of runs could not be used ({e}); it was made anew from the run directories")
+            with contextlib.suppress(sqlite3.Error, OSError, _Damaged):
+                rebuild(home)
+    except OSError:  # no home yet, or a read-only one: the directories are all there is
+        known, new = {}, []
+    rows = {row.run: row for row in new}
+    for run in ids | known.keys():
+        row = rows.get(run) or known.get(run) or home_row(home)(run)
+        if row is not None:
+            rows[run] = row if run in ids else IndexRow(row.run, row.name, row.created, row.kind, row.pods, False)
+    return sorted(rows.values(), key=lambda r: (r.created, r.run), reverse=True)
+
+
+def rebuild(home: OrchHome) -> int:
+    """Throw the database away and make it from the run directories. How many runs it holds. OSError as usual."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{home.index}{suffix}")  # noqa: PTH108  a suffix on the whole name, not on its extension
+    rows = [row for row in map(home_row(home), sorted(directories(home))) if row is not None]
+    with _open(home) as db:
+        _insert(db, rows)
+    return len(rows)
+
+
+def directories(home: OrchHome) -> set[str]:
+    """Ids of the runs on disk."""
+    try:
+        return {name for name in os.listdir(home.runs) if RUN_ID_PATTERN.fullmatch(name)}
+    except OSError:
+        return set()
+
+
+def home_row(home: OrchHome) -> Callable[[str], IndexRow | None]:
+    """A reader of one run's `run.json`; a run whose file is unreadable is still listed, by what its id says."""
+
+    def read(run: str) -> IndexRow | None:
+        return _row(run, try_read_json(RunDir(home.runs / run).run_json) or {})
+
+    return read
+
+
+def _row(run: str, run_json: Mapping[str, Any]) -> IndexRow | None:
+    m = RUN_ID_PATTERN.fullmatch(run)
+    if not m:
+        return None
+    created, pods = run_json.get("created"), run_json.get("pods")
+    names = [str(p.get("name")) for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
+    return IndexRow(
+        run,
+        m["name"],
+        float(created) if isinstance(created, int | float) else _unix(m["utc"]),
+        str(run_json.get("kind", "unknown")),
+        tuple(names),
+    )
+
+
+def _unix(stamp: str) -> float:
+    import calendar
+    import time
+
+    from workloads.contract.rundir import UTC_FORMAT
+
+    try:
+        return float(calendar.timegm(time.strptime(stamp, UTC_FORMAT)))
+    except ValueError:  # fourteen digits that are no date
+        return 0.0
+
+
+@contextlib.contextmanager
+def _open(home: OrchHome) -> Iterator[sqlite3.Connection]:
+    """A connection in a transaction. OSError when there is no home or it cannot be written."""
+    if not os.access(home.path, os.W_OK):
+        raise PermissionError(f"{home.path} cannot be written")
+    db = sqlite3.connect(home.index, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA):
+            raise _Damaged(f"its version is {version}, not {SCHEMA}")
+        if version == 0:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(_TABLE)
+            db.execute(f"PRAGMA user_version={SCHEMA}")
+            home.index.chmod(0o600)
+        yield db
+    finally:
+        db.close()
+
+
+def _select(db: sqlite3.Connection) -> list[IndexRow]:
+    found = []
+    for run, name, created, kind, pods in db.execute("SELECT run, name, created, kind, pods FROM runs"):
+        texts = (run, name, kind, pods)  # a torn page can answer with anything
+        if not all(isinstance(t, str) for t in texts) or not isinstance(created, float):
+            raise _Damaged("it holds rows that are none")
+        if RUN_ID_PATTERN.fullmatch(run):
+            found.append(IndexRow(run, name, created, kind, tuple(filter(None, pods.split(",")))))
+    return found
+
+
+def _insert(db: sqlite3.Connection, rows: list[IndexRow]) -> None:
+    if rows:
+        values = [(r.run, r.name, r.created, r.kind, ",".join(r.pods)) for r in rows]
+        db.execute("BEGIN IMMEDIATE")
+        db.executemany("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?)", values)
+        db.execute("COMMIT")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

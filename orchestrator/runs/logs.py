@@ -1,0 +1,161 @@
+"""The ranks' own output: whole, its end, what is new, and where to look when something broke.
+
+Logs are bytes that a rank wrote; nothing here interprets them as more than text. Readers go by byte offset, survive a
+truncated or replaced file and hold a bounded amount in memory. Used by `orch logs`, follow and the failure report.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.runs.render import decode
+from workloads.contract.files import read_tail
+from workloads.contract.rundir import RunDir
+
+CHUNK_BYTES = 1 << 20
+MAX_LINE_BYTES = 64 << 10
+TAIL_BYTES = 16 << 20
+
+_HEAD = "Traceback (most recent call last)"
+_NEWS = re.compile(
+    r"Traceback \(most recent call last\)|Fatal Python error|Segmentation fault|[Oo]ut of memory|\bKilled\b|\bpanic\b"
+    r"|\b(ERROR|CRITICAL|FATAL|WARNING)\b|\b\w*(Error|Exception|Warning)(: |$)"
+    r"|(CUDA|NCCL|cuDNN)\b.{0,40}\b(error|WARN|failure)",
+)
+
+
+def log_ranks(run: RunDir, world_size: int | None) -> list[int]:
+    """Ranks that have a log, or will have one."""
+    found = {int(m[1]) for p in _names(run.logs) if (m := re.fullmatch(r"rank(\d{1,6})\.log", p))}
+    return sorted(found | set(range(world_size or 0)))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [p.name for p in folder.iterdir()]
+    except OSError:
+        return []
+
+
+@dataclass
+class LogReader:
+    """Whole lines of one growing file. `offset` is where the next read begins."""
+
+    path: Path
+    offset: int = 0
+    _inode: int = -1
+    _rest: bytes = field(default=b"", repr=False)
+
+    @property
+    def position(self) -> int:
+        """Byte offset behind the last line that was given."""
+        return self.offset - len(self._rest)
+
+    def read(self, *, final: bool = False, limit: int = CHUNK_BYTES) -> list[bytes]:
+        """Lines completed since the last call, without newlines. `final` also gives a last line without end.
+
+        At most about `limit` bytes a call: an empty answer means that there is nothing new. A line longer than
+        `MAX_LINE_BYTES` is given in pieces.
+        """
+        data = self._new_bytes(limit)
+        if not data and not (final and self._rest):
+            return []
+        buffer = self._rest + data
+        cut = buffer.rfind(b"\n") + 1
+        lines, self._rest = buffer[:cut].split(b"\n")[:-1], buffer[cut:]
+        if (final and not data) or len(self._rest) > MAX_LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        return lines
+
+    def _new_bytes(self, limit: int) -> bytes:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return b""
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                return b""
+            if self._inode not in (-1, st.st_ino) or st.st_size < self.offset:
+                self.offset, self._rest = 0, b""  # replaced or truncated
+            self._inode = st.st_ino
+            data = os.pread(fd, limit, self.offset)
+            self.offset += len(data)
+            return data
+        finally:
+            os.close(fd)
+
+
+def tail_offset(path: Path, lines: int) -> int:
+    """Where the last `lines` lines of a file begin. Looks at the last 16 MiB at most."""
+    try:
+        size = path.stat().st_size
+        data = read_tail(path, TAIL_BYTES)
+    except OSError:
+        return 0
+    start = size - len(data)
+    if lines <= 0:
+        return size
+    at = len(data) - 1 if data.endswith(b"\n") else len(data)
+    for _ in range(lines):
+        at = data.rfind(b"\n", 0, at)
+        if at < 0:
+            return start
+    return start + at + 1
+
+
+def last_lines(path: Path, lines: int) -> list[str]:
+    """The last `lines` lines as text, not yet harmless."""
+    reader = LogReader(path, offset=tail_offset(path, lines))
+    found: list[bytes] = []
+    while new := reader.read(final=True):
+        found += new
+    return [decode(line) for line in found[-lines:]]
+
+
+def iter_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
+    """Every line that is there now, from `offset`."""
+    reader = LogReader(path, offset=offset)
+    while new := reader.read(final=True):
+        yield from new
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that belong to one mishap; `line` counts from 1."""
+
+    line: int
+    lines: tuple[str, ...]
+
+
+MAX_BLOCK_LINES = 400
+
+
+def error_blocks(lines: Iterator[str]) -> Iterator[Block]:
+    """Tracebacks whole, and other lines that speak of an error or a warning; neighbours are one block. Pure."""
+    found: list[str] = []
+    first, inside = 0, False
+    for number, line in enumerate(lines, 1):
+        inside = _belongs(line, inside) and len(found) < MAX_BLOCK_LINES
+        if inside or _NEWS.search(line):
+            first = first or number
+            found.append(line)
+            inside = inside or _HEAD in line
+        elif found:
+            yield Block(first, tuple(found))
+            found, first = [], 0
+    if found:
+        yield Block(first, tuple(found))
+
+
+_FRAME = re.compile(r"(\s|\[rank\s*\d+\]:?\s)*(\s+\S|Traceback|During handling|The above exception|$)")
+
+
+def _belongs(line: str, inside: bool) -> bool:
+    """Inside a traceback: frames (indented) go on; the exception's own line is news by itself or ends it."""
+    return inside and bool(_FRAME.match(line))

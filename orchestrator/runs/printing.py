@@ -1,0 +1,168 @@
+"""Printing logs: a selection of ranks and lines, whole or as it grows, made harmless unless asked raw.
+
+What lies on disk already is printed rank by rank, since its lines carry no time; what comes while following is
+printed by arrival. More than one rank: each line is prefixed `[rank k]`. Called by `orch logs`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from orchestrator.runs.logs import LogReader, error_blocks, iter_lines, last_lines, log_ranks, tail_offset
+from orchestrator.runs.render import decode, harmless
+from orchestrator.runs.since import parse_since, start_of
+from orchestrator.runs.views import RunView, home_of, snapshot
+from orchestrator.runs.waiting import Waker
+from workloads.contract.errors import UsageError
+from workloads.contract.rundir import RunDir
+from workloads.contract.states import RankHealth
+
+POLL_S = 0.2
+DEAD_RANK_LINES = 30
+JSON_LINES = 10_000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which lines of which ranks. `starts`: rank to the byte offset where it begins."""
+
+    run: RunDir
+    starts: dict[int, int]
+    lines: int | None
+    raw: bool
+
+    @classmethod
+    def of(
+        cls,
+        run: RunDir,
+        *,
+        ranks: Sequence[int] | None,
+        since: str | None,
+        lines: int | None,
+        raw: bool,
+        note: Callable[[str], None],
+    ) -> Selection:
+        """UsageError for a rank that the run does not have or a time that is none."""
+        view = snapshot(run, time.time())
+        chosen = _ranks(view, ranks)
+        starts = dict.fromkeys(chosen, 0)
+        if since is not None:
+            moment = parse_since(since, time.time())
+            for rank in chosen:
+                starts[rank], told = start_of(run, rank, moment, view.attempt or 1)
+                if told:
+                    note(f"note: {told}")
+        if lines is not None:
+            starts = {k: max(at, tail_offset(run.rank_log(k), lines)) for k, at in starts.items()}
+        return cls(run, starts, lines, raw)
+
+    def prefix(self, rank: int) -> str:
+        return f"[rank {rank}] " if len(self.starts) > 1 else ""
+
+
+def _ranks(view: RunView, wanted: Sequence[int] | None) -> list[int]:
+    there = log_ranks(view.run, view.info.get("world_size"))
+    foreign = [k for k in wanted or [] if k not in there]
+    if foreign:
+        has = f"0 to {there[-1]}" if len(there) > 1 else "0"
+        raise UsageError(
+            "E-RUN-005", f"run {view.run.run_id} has no rank {foreign[0]}", where="--rank", value=foreign[0],
+            expected=f"a rank from {has}", fix=f"orch status {view.run.run_id}",
+        )  # fmt: skip
+    return sorted(set(wanted or there))
+
+
+def print_logs(chosen: Selection) -> None:
+    """What is there now."""
+    printer = _Printer(chosen)
+    for rank, start in chosen.starts.items():
+        for line in iter_lines(chosen.run.rank_log(rank), start):
+            printer.line(rank, line)
+    printer.flush()
+
+
+def follow_logs(chosen: Selection) -> None:
+    """What is there and what comes, until the run has ended and everything was shown."""
+    printer = _Printer(chosen)
+    readers = {k: LogReader(chosen.run.rank_log(k), offset=at) for k, at in chosen.starts.items()}
+    waker = Waker(home_of(chosen.run))
+    while True:
+        view = snapshot(chosen.run, time.time())  # before reading: what is written before the end is then read
+        _show_new(printer, readers, final=False)
+        if view.ended:
+            _show_new(printer, readers, final=True)
+            return
+        waker.look(view.supervised, time.monotonic(), lambda text: print(text.strip(), file=sys.stderr))
+        time.sleep(POLL_S)
+
+
+def _show_new(printer: _Printer, readers: dict[int, LogReader], *, final: bool) -> None:
+    busy = True
+    while busy:
+        busy = False
+        for rank, reader in readers.items():
+            for line in reader.read(final=final):
+                printer.line(rank, line)
+                busy = True
+    printer.flush()
+
+
+class _Printer:
+    """Writes lines to stdout: harmless text, or with `raw` the bytes themselves."""
+
+    def __init__(self, chosen: Selection) -> None:
+        self.chosen = chosen
+        self.bytes: BinaryIO | None = sys.stdout.buffer if chosen.raw else None
+
+    def line(self, rank: int, line: bytes) -> None:
+        prefix = self.chosen.prefix(rank)
+        if self.bytes is not None:
+            self.bytes.write(prefix.encode() + line + b"\n")
+            return
+        for part in harmless(decode(line.removesuffix(b"\r"))).split("\n"):
+            sys.stdout.write(f"{prefix}{part}\n")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def print_errors(chosen: Selection) -> None:
+    """Tracebacks, errors and warnings, with their line numbers; and the end of every rank that died."""
+    found = False
+    for entry in _errors(chosen):
+        found = True
+        where = f"line {entry['line']}" if entry["line"] else "its last lines"
+        print(f"--- rank {entry['rank']}, {where}" + (f" ({entry['why']})" if entry["why"] else ""))
+        for line in entry["lines"]:
+            print(harmless(line))
+    if not found:
+        print("no error or warning was found in the logs", file=sys.stderr)
+
+
+def _errors(chosen: Selection) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for rank, start in chosen.starts.items():
+        texts = (decode(line) for line in iter_lines(chosen.run.rank_log(rank), start))
+        entries += [{"rank": rank, "line": b.line, "why": None, "lines": list(b.lines)} for b in error_blocks(texts)]
+    for view in snapshot(chosen.run, time.time()).ranks:
+        if view.health is RankHealth.DEAD and view.rank in chosen.starts:
+            lines = last_lines(chosen.run.rank_log(view.rank), DEAD_RANK_LINES)
+            entries.append({"rank": view.rank, "line": None, "why": view.verdict.why, "lines": lines})
+    return entries
+
+
+def logs_json(chosen: Selection, *, errors: bool) -> dict[str, Any]:
+    """`{"v":1,"run","ranks":[{"rank","lines","left_out"}]}` or, for errors, `{"v":1,"run","errors":[...]}`."""
+    if errors:
+        return {"v": 1, "run": chosen.run.run_id, "errors": _errors(chosen)}
+    ranks = []
+    for rank, start in chosen.starts.items():
+        path = chosen.run.rank_log(rank)
+        begin = max(start, tail_offset(path, JSON_LINES))
+        lines = [decode(line) for line in iter_lines(path, begin)]
+        ranks.append({"rank": rank, "lines": lines, "left_out": begin > start})
+    return {"v": 1, "run": chosen.run.run_id, "ranks": ranks}

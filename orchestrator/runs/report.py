@@ -1,0 +1,209 @@
+"""A run on one screen, a list of runs, and the end of a run, as plain text. Pure: views in, text out.
+
+Everything that came from a rank or a pod passes `render.one_line` or `render.table` on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.runs.index import IndexRow
+from orchestrator.runs.render import ago, clip, clock, duration, figure, moment, one_line, progress, table
+from orchestrator.runs.views import RankView, RunView
+from workloads.contract.records import Event
+from workloads.contract.states import RESUMABLE, RankHealth, RunState
+
+EVENTS_SHOWN = 8
+RANKS_SHOWN = 16
+
+
+def runs_table(views: Sequence[RunView], width: int = 0) -> str:
+    """`orch status`: a line a run."""
+    header = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT", "PODS", "REASON")
+    rows = [
+        (
+            v.run.run_id,
+            v.words,
+            progress(v.figure("step"), v.figure("steps")),
+            figure(v.figure("loss")),
+            figure(v.figure("toks_per_s"), 3),
+            duration(v.eta_s),
+            "-" if v.ended else ago(v.last_beat_age_s),
+            ",".join(v.pods) or "-",
+            v.reason or "-",
+        )
+        for v in views
+    ]
+    return table(header, rows, right=(2, 3, 4, 5), width=width)
+
+
+def index_table(rows: Sequence[IndexRow], states: Sequence[str], width: int = 0) -> str:
+    """`orch runs`."""
+    cells = [(r.run, s, moment(r.created), r.kind, ",".join(r.pods) or "-") for r, s in zip(rows, states, strict=True)]
+    return table(("RUN", "STATE", "CREATED", "KIND", "PODS"), cells, width=width)
+
+
+def screen(view: RunView, events: Sequence[Event], width: int = 0) -> str:
+    """`orch status RUN`: state, figures, ranks, where the time went, what happened last, what to type next."""
+    parts = [_head(view), _ranks(view), _stages(events), _events(events), _next(view)]
+    return "\n\n".join("\n".join(clip(line, width) for line in part) for part in parts if part)
+
+
+def _head(v: RunView) -> list[str]:
+    run = v.run.run_id
+    lines = [f"{run}  {v.words}", f"  {one_line(v.reason)}" if v.reason else ""]
+    since = v.now - v.status.since if v.status else None
+    facts: list[tuple[str, str]] = [
+        ("state for", duration(since)),
+        ("attempt", f"{v.attempt or '-'}, restarts {v.status.restarts if v.status else 0}"),
+        ("pods", f"{', '.join(v.pods) or '-'}, {v.info.get('world_size', '-')} ranks"),
+        ("step", progress(v.figure("step"), v.figure("steps"))),
+        ("loss", figure(v.figure("loss"))),
+        ("tokens/s", figure(v.figure("toks_per_s"), 3)),
+        ("eta", duration(v.eta_s)),
+        ("last beat", ago(v.last_beat_age_s)),
+        ("checkpoint", "-" if v.checkpoint is None else f"step {v.checkpoint}"),
+    ]
+    if v.status and v.status.behind:
+        facts.append(("behind", ", ".join(v.status.behind)))
+    if v.halt_asked and not v.ended:
+        facts.append(("halt", "asked for"))
+    facts += [("directory", str(v.run.path)), ("logs", str(v.run.logs))]
+    return [line for line in lines if line] + [f"  {k:<11} {one_line(text)}" for k, text in facts]
+
+
+def _ranks(v: RunView) -> list[str]:
+    shown = _worst_first(v.ranks)[:RANKS_SHOWN]
+    if not shown:
+        return []
+    rows = [(str(r.rank), r.pod, r.health.value, _beat_age(r, v.now), r.verdict.why) for r in shown]
+    text = table(("rank", "pod", "health", "last beat", ""), rows, right=(0,))
+    more = len(v.ranks) - len(shown)
+    return [f"  {line}" for line in text.splitlines()] + ([f"  and {more} more ranks"] if more else [])
+
+
+def _beat_age(rank: RankView, now: float) -> str:
+    return ago(now - rank.beats[-1].ts) if rank.beats else "-"
+
+
+_ORDER = (RankHealth.DEAD, RankHealth.SILENT, RankHealth.SLOW, RankHealth.UNKNOWN, RankHealth.LIVE, RankHealth.STOPPED)
+
+
+def _worst_first(ranks: Sequence[RankView]) -> list[RankView]:
+    if len(ranks) <= RANKS_SHOWN:
+        return list(ranks)
+    return sorted(ranks, key=lambda r: (_ORDER.index(r.health), r.rank))
+
+
+def stages(events: Sequence[Event]) -> list[tuple[str, float]]:
+    """(stage, seconds) of the newest attempt that has any, in order."""
+    found = [e for e in events if e.what == "stage" and isinstance(e.data.get("seconds"), int | float)]
+    newest = max((e.attempt for e in found), default=0)
+    return [(str(e.data.get("stage")), float(e.data["seconds"])) for e in found if e.attempt == newest]
+
+
+def _stages(events: Sequence[Event]) -> list[str]:
+    times = stages(events)
+    if not times:
+        return []
+    return ["  where the time went: " + ", ".join(f"{one_line(name)} {duration(s)}" for name, s in times)]
+
+
+def _events(events: Sequence[Event]) -> list[str]:
+    told = [f"  {clock(e.ts)}  {event_words(e)}" for e in events if e.what != "stage"]
+    return told[-EVENTS_SHOWN:]
+
+
+def event_words(e: Event) -> str:
+    """One event in one line."""
+    change = f"{e.frm} -> {e.to}" if e.frm and e.to else (e.to or "")
+    head = change if e.what == "state" and change else " ".join(filter(None, (e.what, change)))
+    return one_line(f"{head}: {e.why}" if e.why else head)
+
+
+def next_lines(view: RunView) -> list[tuple[str, str]]:
+    """(what to type, what it does), fitting the state."""
+    run = view.run.run_id
+    if not view.ended:
+        return [
+            (f"orch status {run}", "how it goes"),
+            (f"orch logs {run} -f", "what the ranks print"),
+            (f"orch dump {run}", "the stack of every rank"),
+            (f"orch halt {run}", "checkpoint and stop"),
+        ]
+    lines = [(f"orch status {run}", "all about it"), (f"orch logs {run}", "what the ranks printed")]
+    if view.state == RunState.FAILED:
+        lines.append((f"orch logs {run} --errors", "errors alone"))
+    if view.state in RESUMABLE:
+        lines.append((f"orch resume {run}", "go on from the newest checkpoint"))
+    return lines
+
+
+def _next(view: RunView) -> list[str]:
+    return next_block(next_lines(view))
+
+
+def next_block(lines: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(command) for command, _ in lines), default=0)
+    return [f"  {command:<{width}}   {what}" for command, what in lines]
+
+
+def first_last_loss(path: Path) -> tuple[str, str] | None:
+    """The loss of the first and the last row of training.csv, as written; None when there are none."""
+    from workloads.contract.files import read_tail
+
+    try:
+        with path.open("rb") as f:
+            head = f.read(8192).split(b"\n")
+        tail = [line for line in read_tail(path, 8192).split(b"\n") if line]
+    except OSError:
+        return None
+    names = head[0].decode(errors="replace").split(",")
+    if "loss" not in names or len(head) < 2 or not head[1] or not tail:
+        return None
+    at = names.index("loss")
+    cells = [line.decode(errors="replace").split(",") for line in (head[1], tail[-1])]
+    if any(len(row) <= at for row in cells):
+        return None
+    return cells[0][at], cells[1][at]
+
+
+def ending(view: RunView, took_s: float | None) -> list[str]:
+    """What is said when a followed run ends, without the log of a dead rank."""
+    lines = [f"{view.run.run_id}  {view.state}" + (f" after {duration(took_s)}" if took_s is not None else "")]
+    if view.reason:
+        lines.append(f"  {one_line(view.reason)}")
+    loss = first_last_loss(view.run.training_csv)
+    facts: list[tuple[str, str]] = []
+    if view.figure("step") is not None:
+        facts.append(("steps", progress(view.figure("step"), view.figure("steps"))))
+    if loss is not None:
+        facts.append(("loss", f"{_rounded(loss[0])} -> {_rounded(loss[1])}"))
+    if view.checkpoint is not None:
+        facts.append(("checkpoint", str(view.run.checkpoint(view.checkpoint))))
+    facts += [("directory", str(view.run.path)), ("logs", str(view.run.logs))]
+    lines += [f"  {k:<11} {one_line(text)}" for k, text in facts]
+    return [*lines, "", *next_block(next_lines(view))]
+
+
+def _rounded(text: str) -> str:
+    try:
+        return figure(float(text))
+    except ValueError:
+        return one_line(text, 40)
+
+
+def ending_json(view: RunView, took_s: float | None) -> dict[str, Any]:
+    """The document of `orch launch --follow --json`."""
+    loss = first_last_loss(view.run.training_csv)
+    return {
+        "v": 1,
+        "runs": [view.as_json()],
+        "dir": str(view.run.path),
+        "seconds": None if took_s is None else round(took_s, 3),
+        "first_loss": loss[0] if loss else None,
+        "last_loss": loss[1] if loss else None,
+        "checkpoint": None if view.checkpoint is None else str(view.run.checkpoint(view.checkpoint)),
+    }

@@ -1,0 +1,303 @@
+"""What is known of a run at one moment, read from its directory and nothing else.
+
+`snapshot` reads files, asks /proc whether a process lives, and computes the words that no file holds ("running,
+unsupervised since ..."). It writes nothing, locks nothing and waits for nothing. Used by status, follow, halt and dump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.runs.health import Verdict, judge
+from workloads.contract.beats import Beat, BeatReader
+from workloads.contract.files import read_tail, try_read_json
+from workloads.contract.process import ProcId, boot_id
+from workloads.contract.records import Event, RankRecord, Status, from_wire
+from workloads.contract.rundir import OrchHome, RunDir, step_of_checkpoint
+from workloads.contract.states import ENDED, Phase, RankHealth, RunState
+
+EVENTS_TAIL_BYTES = 256 << 10
+BEATS_TAIL_BYTES = 32 << 10
+NOT_STARTED = "submitted; the supervisor has not started yet"
+
+
+@dataclass(frozen=True)
+class RankView:
+    rank: int
+    pod: str
+    verdict: Verdict
+    record: RankRecord | None
+    beats: tuple[Beat, ...]  # the newest ones of this attempt, oldest first
+
+    @property
+    def health(self) -> RankHealth:
+        return self.verdict.health
+
+    @property
+    def ended(self) -> bool:
+        return self.record is not None and (self.record.ended is not None or self.record.pid is None)
+
+
+@dataclass(frozen=True)
+class RunView:
+    run: RunDir
+    now: float
+    info: dict[str, Any]  # run.json; {} when it cannot be read
+    status: Status | None
+    ranks: tuple[RankView, ...]
+    supervised: bool
+    asleep: str | None  # before the first status: what the keeper is doing
+    halt_asked: bool
+    checkpoint: int | None  # step of the newest checkpoint that has a manifest (not verified here)
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("name") or self.run.run_id.rsplit("-", 2)[0])
+
+    @property
+    def state(self) -> str:
+        """As written by the supervisor; `queued` before it wrote anything."""
+        return self.status.state if self.status else RunState.QUEUED.value
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def reason(self) -> str:
+        if self.status is None:
+            return NOT_STARTED + (f" ({self.asleep})" if self.asleep else "")
+        return self.status.reason
+
+    @property
+    def words(self) -> str:
+        """The state with what a file alone cannot say."""
+        if self.status is None or self.ended or self.supervised:
+            return self.state
+        return f"{self.state}, unsupervised for {max(self.now - self.status.ts, 0):.0f} s"
+
+    @property
+    def attempt(self) -> int | None:
+        return self.status.attempt if self.status else None
+
+    @property
+    def newest(self) -> Beat | None:
+        """The newest progress beat of the lowest rank that has one."""
+        return next((b for r in self.ranks for b in reversed(r.beats) if b.msg == Phase.PROGRESS), None)
+
+    def figure(self, name: str) -> Any:
+        """step, steps, loss or toks_per_s: from the newest beat, else as the supervisor wrote it; None when unknown."""
+        beat = self.newest
+        told = None if beat is None else beat.get(name)
+        return told if told is not None else getattr(self.status, name, None)
+
+    @property
+    def last_beat_age_s(self) -> float | None:
+        """Seconds since the newest beat of the rank that has been silent longest."""
+        newest = [r.beats[-1].ts for r in self.ranks if r.beats]
+        return max(self.now - min(newest), 0.0) if newest else None
+
+    @property
+    def exit_codes(self) -> dict[str, int]:
+        """Rank to exit code; death by a signal as its negative."""
+        if self.status and self.status.exit_codes:
+            return dict(self.status.exit_codes)
+        ended = {str(r.rank): r.record for r in self.ranks if r.record and r.record.ended is not None}
+        codes = {k: -rec.signal if rec.signal else rec.exit_code for k, rec in ended.items()}
+        return {k: code for k, code in codes.items() if code is not None}
+
+    @property
+    def pods(self) -> list[str]:
+        named = [str(p.get("name")) for p in self.info.get("pods", []) if isinstance(p, dict)]
+        return named or (list(self.status.pods) if self.status else [])
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the last step at the pace of the newest beats."""
+        step, steps = self.figure("step"), self.figure("steps")
+        beats = next((r.beats for r in self.ranks if r.beats), ())
+        done = [(b.ts, b.get("step")) for b in beats if b.msg == Phase.PROGRESS and b.get("step") is not None]
+        if self.ended or not steps or step is None or len(done) < 2 or done[-1][1] <= done[0][1]:
+            return None
+        pace = (done[-1][0] - done[0][0]) / (done[-1][1] - done[0][1])
+        return float(max(steps - step, 0) * pace)
+
+    def as_json(self) -> dict[str, Any]:
+        """One element of `runs` in `orch status --json`; every key always present."""
+        return {
+            "run": self.run.run_id,
+            "name": self.name,
+            "state": self.state,
+            "reason": self.reason,
+            "attempt": self.attempt,
+            "step": self.figure("step"),
+            "steps": self.figure("steps"),
+            "loss": _finite(self.figure("loss")),
+            "toks_per_s": _finite(self.figure("toks_per_s")),
+            "pods": self.pods,
+            "last_beat_age_s": None if self.last_beat_age_s is None else round(self.last_beat_age_s, 3),
+            "exit_codes": self.exit_codes,
+        }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a loss that is none is told as its name."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def home_of(run: RunDir) -> OrchHome:
+    return OrchHome(run.path.parents[1])
+
+
+def snapshot(run: RunDir, now: float) -> RunView:
+    """Everything known of `run` at Unix time `now`. Torn, missing and foreign files count as absent."""
+    info = try_read_json(run.run_json) or {}
+    status = read_status(run)
+    attempt = status.attempt if status else _newest_attempt(run)
+    world = info.get("world_size")
+    world = min(world, 4096) if isinstance(world, int) else 0
+    pod_of = _pods_by_rank(info)
+    return RunView(
+        run=run,
+        now=now,
+        info=info,
+        status=status,
+        ranks=tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now) for k in range(world)) if attempt else (),
+        supervised=_lives(status.supervisor if status else None),
+        asleep=_keeper_words(run, now) if status is None else None,
+        halt_asked=run.halt.exists(),
+        checkpoint=newest_checkpoint(run),
+    )
+
+
+def read_status(run: RunDir) -> Status | None:
+    row = try_read_json(run.status)
+    if row is None or not isinstance(row.get("state"), str) or not isinstance(row.get("attempt"), int):
+        return None
+    with contextlib.suppress(TypeError):
+        return from_wire(Status, row)
+    return None
+
+
+def state_of(run: RunDir) -> str:
+    """The state alone: cheap, for lists of hundreds of runs."""
+    status = read_status(run)
+    return status.state if status else RunState.QUEUED.value
+
+
+def _newest_attempt(run: RunDir) -> int:
+    try:
+        names = [p.name for p in run.ranks.iterdir()]
+    except OSError:
+        return 0
+    return max((int(n[1:]) for n in names if n.startswith("a") and n[1:].isdigit()), default=0)
+
+
+def _pods_by_rank(info: dict[str, Any]) -> dict[int, str]:
+    pods = [p for p in info.get("pods", []) if isinstance(p, dict)]
+    return {k: str(p.get("name")) for p in pods for k in p.get("ranks", []) if isinstance(k, int)}
+
+
+def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float) -> RankView:
+    record = read_record(run, attempt, rank)
+    beats = tuple(b for b in tail_beats(run, rank) if b.attempt == attempt)
+    return RankView(rank, pod, judge(record, _alive(record), beats, now), record, beats)
+
+
+def read_record(run: RunDir, attempt: int, rank: int) -> RankRecord | None:
+    row = try_read_json(run.rank_record(attempt, rank))
+    if row is None:
+        return None
+    try:
+        return from_wire(RankRecord, row)
+    except TypeError:
+        return None
+
+
+def tail_beats(run: RunDir, rank: int, keep_bytes: int = BEATS_TAIL_BYTES) -> list[Beat]:
+    reader = BeatReader(run.heartbeat(rank), rank)
+    reader.skip_to_tail(keep_bytes)
+    return reader.read()
+
+
+def _alive(record: RankRecord | None) -> bool | None:
+    """Whether the rank's very process lives; None when this machine cannot tell."""
+    if record is None or record.pid is None or record.start_time is None or record.ended is not None:
+        return None
+    if record.boot_id != boot_id() and record.pod != "local":
+        return None  # another machine's process: only that machine can say
+    return ProcId(record.pid, record.start_time, record.boot_id).alive()
+
+
+def _lives(supervisor: dict[str, Any] | None) -> bool:
+    try:
+        return (
+            supervisor is not None
+            and ProcId(int(supervisor["pid"]), int(supervisor["start_time"]), str(supervisor["boot_id"])).alive()
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _keeper_words(run: RunDir, now: float) -> str:
+    from pods.keeper.client import running
+
+    record = running(home_of(run))
+    if record is None:
+        return "no keeper runs on this machine"
+    sent = try_read_json(run.submissions)
+    if sent and isinstance(sent.get("ts"), int | float):
+        return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
+    return f"the keeper (pid {record.get('pid')}) has Ray started for it"
+
+
+def newest_checkpoint(run: RunDir) -> int | None:
+    """Step of the newest checkpoint with a manifest. It is not verified here."""
+    try:
+        paths = list(run.checkpoints.iterdir())
+    except OSError:
+        return None
+    steps = {step: p for p in paths if (step := step_of_checkpoint(p.name)) is not None}
+    return next((s for s in sorted(steps, reverse=True) if run.manifest(steps[s]).exists()), None)
+
+
+def read_events(run: RunDir, limit_bytes: int = EVENTS_TAIL_BYTES) -> list[Event]:
+    """The newest events, oldest first; lines that are none are skipped."""
+    try:
+        data = read_tail(run.events, limit_bytes)
+    except OSError:
+        return []
+    lines = data.split(b"\n")
+    if len(data) == limit_bytes:
+        lines = lines[1:]  # the first one is cut
+    return [e for e in map(parse_event, lines) if e is not None]
+
+
+def parse_event(line: bytes) -> Event | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    row["frm"] = row.pop("from", None)
+    if not isinstance(row.get("seq"), int) or not isinstance(row.get("ts"), int | float):
+        return None
+    if not isinstance(row.get("data", {}), dict):
+        return None
+    try:
+        return from_wire(Event, row)
+    except TypeError:
+        return None
+
+
+def first_dead(ranks: Sequence[RankView]) -> RankView | None:
+    """The rank of this attempt that ended first and badly: where to look for the cause."""
+    dead = [r for r in ranks if r.health is RankHealth.DEAD]
+    return min(dead, key=lambda r: r.record.ended if r.record and r.record.ended else float("inf"), default=None)

@@ -1,0 +1,140 @@
+"""Waiting for a run while telling a person what happens: the loop under `launch --follow` and `halt`.
+
+It only reads the run directory and, while nobody looks after the run, asks for the keeper to be woken. It may be cut
+off at any moment: nothing depends on it. The screen is a `Live`; time and sleep are handed in.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from orchestrator.runs.render import clip, duration, figure, one_line, progress, screen_width
+from orchestrator.runs.report import event_words
+from orchestrator.runs.views import RunView, home_of, read_events, snapshot
+from workloads.contract.errors import OrchError
+from workloads.contract.records import Event
+from workloads.contract.rundir import OrchHome, RunDir
+
+POLL_S = 0.3
+WAKE_EVERY_S = 10.0
+PLAIN_EVERY_S = 10.0
+
+
+@dataclass
+class Live:
+    """One line that is rewritten on a terminal, or a plain line now and then elsewhere; and lines that stay."""
+
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    silent: bool = False
+    _shown: int = 0
+    _said: str = ""
+    _next_plain: float = 0.0
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.silent:
+            return
+        self._wipe()
+        self.out.write(text + "\n")
+        self.out.flush()
+
+    def status(self, text: str, now: float) -> None:
+        """The line that is true now."""
+        if self.silent:
+            return
+        if not self.out.isatty():
+            if text != self._said and now >= self._next_plain:
+                self._said, self._next_plain = text, now + PLAIN_EVERY_S
+                self.line(text)
+            return
+        text = clip(text, max(screen_width() - 1, 20))
+        self.out.write("\r" + text + " " * max(self._shown - len(text), 0))
+        self._shown = len(text)
+        self.out.flush()
+
+    def _wipe(self) -> None:
+        if self._shown:
+            self.out.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+
+def pulse(view: RunView) -> str:
+    """The live line of a run."""
+    step = view.figure("step")
+    if step is None or view.state in ("queued", "preparing", "starting", "resuming"):
+        return one_line(f"{view.words}: {view.reason}" if view.reason else view.words)
+    parts = [
+        view.words,
+        f"step {progress(step, view.figure('steps'))}",
+        f"loss {figure(view.figure('loss'))}",
+        f"{figure(view.figure('toks_per_s'), 3)} tokens/s",
+        f"eta {duration(view.eta_s)}",
+    ]
+    return one_line(" | ".join(parts))
+
+
+def watch(run: RunDir, live: Live, *, seen: int = -1) -> Iterator[RunView]:
+    """A fresh view every 0.3 s, for ever; new events are told as they come; the keeper is woken when nobody looks.
+
+    Events up to sequence number `seen` are not told. The caller decides when it has seen enough.
+    """
+    waker = Waker(home_of(run))
+    while True:
+        now = time.time()
+        for event in read_events(run):
+            if event.seq > seen:
+                seen = event.seq
+                _tell(event, live)
+        view = snapshot(run, now)
+        if not view.ended:
+            waker.look(view.supervised, time.monotonic(), live.line)
+            live.status(pulse(view), time.monotonic())
+        yield view
+        time.sleep(POLL_S)
+
+
+def _tell(event: Event, live: Live) -> None:
+    seconds = event.data.get("seconds")
+    if event.what == "stage" and isinstance(seconds, int | float):
+        live.line(f"  {one_line(str(event.data.get('stage'))):<16} {duration(float(seconds))}")
+    else:
+        live.line(f"  {event_words(event)}")
+
+
+def last_seq(run: RunDir) -> int:
+    return max((e.seq for e in read_events(run)), default=-1)
+
+
+@dataclass
+class Waker:
+    """Wakes the keeper at most every 10 s while no supervisor lives and no keeper runs."""
+
+    home: OrchHome
+    wake: Callable[[OrchHome], None] | None = None
+    _next: float = 0.0
+    _told: bool = False
+
+    def look(self, supervised: bool, now: float, say: Callable[[str], None]) -> None:
+        from pods.keeper.client import running
+
+        if supervised or now < self._next:
+            return
+        first, self._next = self._next == 0.0, now + WAKE_EVERY_S
+        if first or running(self.home) is not None:
+            return  # a launch has just poked it; or it is there and will see to the run
+        try:
+            (self.wake or _wake)(self.home)
+        except OrchError as e:
+            if not self._told:
+                say(f"  the keeper could not be woken: {one_line(e.what)}")
+            self._told = True
+
+
+def _wake(home: OrchHome) -> None:
+    from orchestrator.jobs import control
+
+    control.wake(home)

@@ -1,0 +1,128 @@
+"""`orch status` and `orch runs` on run directories in every condition."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+KEYS = [
+    "run",
+    "name",
+    "state",
+    "reason",
+    "attempt",
+    "step",
+    "steps",
+    "loss",
+    "toks_per_s",
+    "pods",
+    "last_beat_age_s",
+    "exit_codes",
+]
+
+
+def test_no_run_yet(orch):
+    ran = orch("status")
+    assert (ran.code, ran.err) == (0, "")
+    assert "orch launch tiny" in ran.out
+    assert orch("status", "--json").json == {"v": 1, "runs": []}
+
+
+def test_submitted_but_no_supervisor_yet(orch, make):
+    made = make()
+    row = orch("status", "--json").json["runs"][0]
+    assert list(row) == KEYS
+    assert row["state"] == "queued"
+    assert row["reason"] == "submitted; the supervisor has not started yet (no keeper runs on this machine)"
+    assert row["attempt"] is row["step"] is row["loss"] is row["last_beat_age_s"] is None
+    assert row["pods"] == ["local"] and row["exit_codes"] == {}
+    made.run.submissions.write_text(json.dumps({"n": 1, "ts": time.time(), "cluster": "0" * 12}))
+    assert "no keeper" in orch("status", "tiny").out
+
+
+def test_running(orch, make):
+    made, now = make(), time.time()
+    made.status("running", "all ranks beat", supervisor=made.supervised(), steps=1000)
+    for rank in (0, 1):
+        made.record(rank)
+        for i in range(20):
+            made.beat(rank, now - 20 + i, step=i * 10, steps=1000, loss=4.0 - i / 10, toks_per_s=1234.5)
+    row = orch("status", "latest", "--json").json["runs"][0]
+    assert (row["step"], row["steps"], row["loss"], row["toks_per_s"]) == (190, 1000, 2.1, 1234.5)
+    assert 0.5 < row["last_beat_age_s"] < 20
+    out = orch("status", made.run.run_id).out
+    for words in ("running\n", "190/1000", "live", "eta", "orch halt", str(made.run.path)):
+        assert words in out
+    assert "1 min 2" in out  # 810 steps at 10 steps a second
+
+
+def test_unsupervised_is_said(orch, make, sleeper):
+    made = make()
+    made.status("running", "x", ts=time.time() - 100, supervisor={**made.supervised(), "start_time": 1})
+    made.record(0, pid=sleeper.pid)
+    assert "running, unsupervised for 10" in orch("status", "tiny").out
+    assert orch("status", "--json").json["runs"][0]["state"] == "running"
+
+
+def test_exit_codes_and_dead_ranks(orch, make):
+    made = make()
+    made.status("failed", "rank 1 was killed by signal 9")
+    made.record(0, ended=time.time(), exit_code=0, cause="exited")
+    made.record(1, ended=time.time(), signal=9, cause="signalled", oom=True)
+    assert orch("status", "--json").json["runs"][0]["exit_codes"] == {"0": 0, "1": -9}
+    out = orch("status", "tiny").out
+    assert "killed by signal 9 (out of memory)" in out and "orch resume" in out and "--errors" in out
+
+
+def test_nan_is_not_bad_json(orch, make):
+    made = make(world=1)
+    made.status("running", supervisor=made.supervised())
+    made.record(0)
+    made.beat(0, time.time(), step=3, loss=float("nan"))
+    assert orch("status", "--json").json["runs"][0]["loss"] == "nan"
+
+
+def test_hostile_files_change_nothing_but_the_words(orch, make):
+    made = make()
+    made.run.status.write_bytes(b'{"state":"running\x1b[2J')
+    made.run.heartbeat(0).write_bytes(b"\xff\x00" * 5000)
+    made.run.events.write_bytes(b"[1]\n{}\n\x1b]0;x\x07\n" + b"[" * 100_000)
+    ran = orch("status", "tiny")
+    assert ran.code == 0 and "\x1b" not in ran.out and "queued" in ran.out
+    made.status("failed", "it said \x1b[31mred\x1b[0m\nand more")
+    ran = orch("status")
+    assert ran.code == 0 and "\x1b" not in ran.out and "\\x1b[31mred" in ran.out
+
+
+def test_ended_ones_are_limited(orch, make):
+    for i in range(13):
+        make(f"old-{i}", created=1_795_000_000.0 + i).status("succeeded")
+    living = make("alive", created=1_700_000_000.0)
+    living.status("running", supervisor=living.supervised())
+    names = [r["name"] for r in orch("status", "--json").json["runs"]]
+    assert names == ["alive", *[f"old-{i}" for i in range(12, 2, -1)]]
+    assert len(orch("runs", "--json").json["runs"]) == 14
+
+
+def test_vanished_and_rebuilt(orch, make):
+    made = make()
+    assert orch("runs", "--json").json["runs"][0]["present"] is True
+    shutil.rmtree(made.run.path)
+    row = orch("runs", "--json").json["runs"][0]
+    assert (row["present"], row["state"]) == (False, None)
+    assert "directory gone" in orch("runs").out
+    gone = orch("status", "tiny")
+    assert gone.code == 2 and "E-RUN-003" in gone.err
+    assert orch("runs", "--rebuild", "--json").json["runs"] == []
+
+
+def test_stages_and_events(orch, make):
+    made = make()
+    made.status("running", supervisor=made.supervised())
+    made.event(1, "stage", data={"stage": "placed", "seconds": 1.5})
+    made.event(2, "stage", data={"stage": "first step", "seconds": 4.25})
+    made.event(3, "state", "all ranks beat", frm="starting", to="running")
+    out = orch("status", "tiny").out
+    assert "where the time went: placed 1.5 s, first step 4.2 s" in out
+    assert "starting -> running: all ranks beat" in out
