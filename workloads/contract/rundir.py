@@ -153,6 +153,10 @@ class RunDir:
     def archived_csv(self, attempt: int) -> Path:
         return self.path / f"training.a{attempt}.csv"
 
+    def archived_ledger(self, attempt: int) -> Path:
+        """Ledger rows that a resume cut off: steps of that attempt or older ones that were made again."""
+        return self.path / f"ledger.a{attempt}.jsonl"
+
     # logs and dumps
     @property
     def logs(self) -> Path:
@@ -185,6 +189,10 @@ class RunDir:
 
     def staged_checkpoint(self, step: int, attempt: int) -> Path:
         return self.checkpoints / f"{STAGED_PREFIX}step_{step:08d}_a{attempt}"
+
+    def rejected_checkpoint(self, step: int, attempt: int) -> Path:
+        """Where a damaged checkpoint goes when `attempt` commits the same step again: names are never reused."""
+        return self.checkpoints / f"rejected_step_{step:08d}_a{attempt}"
 
     @staticmethod
     def manifest(checkpoint: Path) -> Path:

@@ -1,0 +1,49 @@
+"""The attention seam and the registry of its kinds.
+
+Every kind is a module built from a `ModelSpec` with
+
+    forward(x_BTD, *, rope, positions, cu_seqlens=None, cache=None) -> y_BTD
+    new_cache(batch, capacity, dtype, device)
+    metrics() -> dict[str, Tensor]     on the device, read only when a beat is written
+
+positions: int [T] or [B, T]. cu_seqlens: int [S + 1], borders of S packed sequences in one row (B = 1).
+cache: every row grows by T.
+A new kind is one module and one line in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from workloads.contract.config.job import ModelSpec
+from workloads.models.cache import KvCache
+from workloads.models.full import FullAttention
+from workloads.models.rope import Rope
+
+
+class Attention(Protocol):
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        *,
+        rope: Rope,
+        positions: Tensor,
+        cu_seqlens: Tensor | None = None,
+        cache: KvCache | None = None,
+    ) -> Tensor: ...
+
+    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str) -> KvCache: ...
+
+    def metrics(self) -> dict[str, Tensor]: ...
+
+
+_KINDS: dict[str, Callable[[ModelSpec], FullAttention]] = {"full": FullAttention}
+
+
+def make_attention(spec: ModelSpec) -> FullAttention:
+    """The attention module of `spec.attention.kind`."""
+    return _KINDS[spec.attention.kind](spec)

@@ -1,0 +1,113 @@
+"""A decoder-only transformer: RMSNorm before each block, rotary positions, attention by kind, SwiGLU.
+
+Letters: B batch, T tokens, D model, F feed-forward, V vocabulary, L layers. Residual projections start smaller by
+sqrt(2 L) (Radford et al., 2019). Called by the trainer; decoding passes one cache a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workloads.contract.config.job import ModelSpec
+from workloads.models.attention import make_attention
+from workloads.models.cache import KvCache
+from workloads.models.rope import Rope
+
+INIT_STD = 0.02
+
+
+class SwiGLU(nn.Module):
+    """Shazeer, 2020, arXiv:2002.05202."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.out = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
+        return self.out(F.silu(gate_BTF) * value_BTF)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention = make_attention(spec)
+        self.ffn_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn = SwiGLU(spec.dim, spec.d_ffn)
+
+    def forward(
+        self, x_BTD: Tensor, rope: Rope, positions: Tensor, cu_seqlens: Tensor | None, cache: KvCache | None
+    ) -> Tensor:
+        normed = self.attention_norm(x_BTD)
+        x_BTD = x_BTD + self.attention(normed, rope=rope, positions=positions, cu_seqlens=cu_seqlens, cache=cache)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """`vocab` is the tokenizer's size unless the spec names a larger one."""
+
+    def __init__(self, spec: ModelSpec, vocab: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vocab = spec.vocab or vocab
+        if self.vocab < vocab:
+            raise ValueError(f"model.vocab {self.vocab} is smaller than the tokenizer's {vocab}")
+        self.embed = nn.Embedding(self.vocab, spec.dim)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.head = nn.Linear(spec.dim, self.vocab, bias=False)
+        self.rope = Rope(spec.d_head, spec.rope_theta, 1)
+        self._init()
+        if spec.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def _init(self) -> None:
+        small = INIT_STD / math.sqrt(2 * self.spec.layers)
+        for name, p in self.named_parameters():
+            if p.ndim >= 2:
+                nn.init.normal_(p, std=small if name.endswith("out.weight") else INIT_STD)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        caches: Sequence[KvCache] | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V]. Positions default to the place in the sequence: packed, cached or plain."""
+        tokens = tokens_BT.shape[1]
+        if positions is None:
+            positions = _places(tokens, tokens_BT.device, cu_seqlens, caches)
+        reach = max([tokens, *(c.capacity for c in caches or ())])
+        self.rope.reserve(reach, tokens_BT.device)
+        x_BTD = self.embed(tokens_BT)
+        for i, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, self.rope, positions, cu_seqlens, None if caches is None else caches[i])
+        return self.head(self.norm(x_BTD))  # type: ignore[no-any-return]
+
+    def new_caches(self, batch: int, capacity: int) -> list[KvCache]:
+        weight = self.embed.weight
+        return [b.attention.new_cache(batch, capacity, weight.dtype, weight.device) for b in self.blocks]  # type: ignore[union-attr, operator]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The mean over layers of what the attention modules report; on the device."""
+        each = [b.attention.metrics() for b in self.blocks]  # type: ignore[union-attr, operator]
+        return {k: torch.stack([m[k] for m in each]).mean(0) for k in each[0]}
+
+
+def _places(tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches: Sequence[KvCache] | None) -> Tensor:
+    place = torch.arange(tokens, device=device)
+    if caches is not None:
+        return caches[0].lengths.unsqueeze(1) + place
+    if cu_seqlens is not None:
+        starts = cu_seqlens.to(place)[:-1]
+        return place - starts[torch.bucketize(place, starts, right=True) - 1]
+    return place

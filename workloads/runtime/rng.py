@@ -1,0 +1,40 @@
+"""Random number state of one rank as JSON (never a pickle): Python, numpy, torch on the CPU and on each GPU.
+
+Called by the checkpoint writer and reader. torch and numpy are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+
+def capture() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    version, internal, gauss = random.getstate()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys, dtype=np.uint32).tobytes().hex(), int(pos), int(has_gauss), float(cached)],
+        "torch": bytes(torch.get_rng_state().tolist()).hex(),
+        "cuda": [bytes(s.tolist()).hex() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError, ValueError on a state that is none."""
+    import numpy as np
+    import torch
+
+    def tensor(text: str) -> torch.Tensor:
+        return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.frombuffer(bytes.fromhex(keys), dtype=np.uint32), pos, has_gauss, cached))
+    torch.set_rng_state(tensor(state["torch"]))
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([tensor(s) for s in state["cuda"]])
