@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "ORCH_MARK"
 """Environment variable that every process of a rank carries: `<run id>/a<attempt>/r<rank>`."""
+
+
+SWEEP_KILL_S = 10.0
+SWEEP_ROUND_S = 0.05
 
 
 def rank_mark(run_id: str, attempt: int, rank: int) -> str:
@@ -83,7 +88,7 @@ class ProcId:
             if not self.alive():
                 return False
             signal.pidfd_send_signal(fd, signum)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # gone, or a set-uid program that is not ours to signal
             return False
         else:
             return True
@@ -119,6 +124,69 @@ def marked(value: str, variable: str = MARK) -> list[ProcId]:
             if ident:
                 found.append(ident)
     return found
+
+
+def descendants(pid: int) -> list[ProcId]:
+    """Living children of `pid`, their children, and so on; `pid` itself is not among them."""
+    boot = boot_id()
+    children: dict[int, list[ProcStat]] = {}
+    for other in all_pids():
+        st = read_stat(other)
+        if st is not None:
+            children.setdefault(st.ppid, []).append(st)
+    found, queue = [], [pid]
+    while queue:
+        for st in children.pop(queue.pop(), ()):
+            queue.append(st.pid)
+            if st.state not in "ZX":
+                found.append(ProcId(st.pid, st.start_time, boot))
+    return found
+
+
+def sweep(
+    find: Callable[[], Iterable[ProcId]],
+    grace_s: float,
+    *,
+    kill_s: float = SWEEP_KILL_S,
+    each_round: Callable[[], object] | None = None,
+) -> tuple[list[int], list[int]]:
+    """End whatever `find` finds, as often as it finds something: SIGTERM, after `grace_s` SIGKILL for up to `kill_s`.
+
+    The caller itself is spared. Returns the pids that are gone, and those that stayed (state D, or not ours to signal).
+    """
+    seen: set[ProcId] = set()
+    start = time.monotonic()
+    while left := {p for p in find() if p.pid != os.getpid()}:
+        age_s = time.monotonic() - start
+        if age_s > grace_s + kill_s:
+            break
+        new = left - seen
+        for ident in left if age_s >= grace_s else new:
+            ident.signal(signal.SIGKILL if age_s >= grace_s else signal.SIGTERM)
+        seen |= left
+        if each_round:
+            each_round()
+        if not new or age_s < grace_s:  # while killing something that forks on, do not wait
+            time.sleep(SWEEP_ROUND_S)
+    return sorted(p.pid for p in seen - left), sorted(p.pid for p in left)
+
+
+def sweep_mark(mark_prefix: str, grace_s: float) -> tuple[list[int], list[int]]:
+    """`sweep` of every process marked with `mark_prefix`: a rank's mark, `<run id>/a<attempt>`, or a run id."""
+    return sweep(lambda: marked(mark_prefix), grace_s)
+
+
+DUMP_SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)})
+
+
+def dump_signal(environ: Mapping[str, str]) -> int:
+    """The signal that asks a process with this environment for its stacks: ORCH_DUMP_SIGNAL (a number) or SIGUSR1.
+
+    Only signals without a meaning of their own count: faulthandler catches SIGSEGV as well, and dies of it.
+    """
+    raw = environ.get("ORCH_DUMP_SIGNAL", "")
+    number = int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 4 else 0
+    return number if number in DUMP_SIGNALS else int(signal.SIGUSR1)
 
 
 def catches(pid: int, signum: int) -> bool:
