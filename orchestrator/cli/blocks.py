@@ -24,12 +24,12 @@ def is_usage_error(error: Exception) -> bool:
     return isinstance(error, _CLICK_ERRORS)
 
 
-def block_of(error: Exception) -> OrchError:
-    """The error as one that can be shown. An `OrchError` is itself."""
+def block_of(error: Exception, verb: str | None = None) -> OrchError:
+    """The error as one that can be shown. An `OrchError` is itself. `verb`: the command that was typed."""
     if isinstance(error, OrchError):
         return error
     if isinstance(error, _CLICK_ERRORS):
-        return _usage(error)
+        return _usage(error, verb)
     if isinstance(error, OSError) and error.strerror:
         where = None if error.filename is None else str(error.filename)
         return LocalError("E-CLI-010", f"this machine says: {error.strerror}", where=where, fix="see `orch doctor`")
@@ -40,9 +40,11 @@ def block_of(error: Exception) -> OrchError:
     )
 
 
-def _usage(error: Any) -> UsageError:
+def _usage(error: Any, verb: str | None) -> UsageError:
     ctx = error.ctx
     path = ctx.command_path if ctx is not None else "orch"
+    if verb and path == "orch" and type(error).__name__ == "BadOptionUsage":
+        path = f"orch {verb}"  # it says nothing of the command itself
     message = str(error.format_message()).rstrip(".")
     fix = f"{path} --help"
     kind = type(error).__name__

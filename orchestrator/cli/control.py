@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, hint, home, operator, say
+from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, home, operator, say, wake_if_asleep, whole
 from workloads.contract.errors import ConflictError, RemoteError, UsageError
 
 if TYPE_CHECKING:
@@ -89,10 +89,11 @@ def dump(run: Run, ranks: Ranks = None, json: Json = False) -> None:
     from orchestrator.jobs import control
     from orchestrator.runs.views import snapshot
 
+    chosen = [whole(k, "--rank") for k in ranks] if ranks else None
     view = snapshot(_resolve(run), time.time())
-    _refuse_dump(view, ranks)
-    _wake_if_asleep()
-    request = control.dump(view.run, ranks=ranks, why="orch dump", who=operator())
+    _refuse_dump(view, chosen)
+    wake_if_asleep()
+    request = control.dump(view.run, ranks=chosen, why="orch dump", who=operator())
     ack = control.wait_ack(request, timeout_s=DUMP_ANSWER_S)
     if ack is None:
         raise RemoteError(
@@ -138,15 +139,15 @@ def resume(
     json: Json = False,
 ) -> None:
     """Go on with a halted or failed run from its newest checkpoint."""
-    from orchestrator.jobs import control
-
     if code not in ("run", "current"):
         raise UsageError(
             "E-CLI-004", f"--code cannot be {code!r}", where="orch resume", value=code, expected="run or current"
         )
+    from orchestrator.jobs import control
+
     found = _resolve(run)
+    wake_if_asleep()  # first: a resume that is refused is still a contact
     request = control.resume(found, who=operator(), why=why, code=code)
-    _wake_if_asleep()
     if not json:
         say(f"{found.run_id}  asked to resume")
     ack = control.wait_ack(request, timeout_s=RESUME_ANSWER_S)
@@ -172,16 +173,3 @@ def _living() -> list[RunDir]:
 
     here = [home().run(row.run) for row in list_runs(home()) if row.present]
     return [run for run in here if state_of(run) not in ENDED]
-
-
-def _wake_if_asleep() -> None:
-    """Any contact starts a keeper that is missing. Trouble is told, not raised: the request is on disk already."""
-    from orchestrator.jobs import control
-    from pods.keeper.client import running
-    from workloads.contract.errors import OrchError
-
-    if running(home()) is None:
-        try:
-            control.wake(home())
-        except OrchError as e:
-            hint(f"note: the keeper could not be woken: {e.what}")

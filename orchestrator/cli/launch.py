@@ -49,10 +49,10 @@ def launch(
     """Start a run of JOB, or of any command: `orch launch --name mine -- python my_train.py --lr 3e-4`."""
     import os
 
-    from orchestrator.jobs.launch import prepare
-
     cwd = Path.cwd()
     loaded = _load(job, ctx.obj, sets or [], name, cwd)
+    from orchestrator.jobs.launch import prepare
+
     plan = prepare(loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ)
     if dry_run:
         if json:
@@ -67,18 +67,18 @@ def launch(
 
 
 def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | None, cwd: Path) -> LoadedJob:
-    from orchestrator.jobs.jobfile import command_job, load_job
-
     if (job is None) == (tail is None):
         raise UsageError(
             "E-CLI-006", "name a job or give a command after `--`" + (", not both" if job else ""), where="orch launch",
             fix="orch launch tiny        or        orch launch --name mine -- python my_train.py",
         )  # fmt: skip
+    if tail == []:
+        raise UsageError(
+            "E-CLI-006", "no command follows `--`", where="orch launch", fix="orch launch -- python my_train.py"
+        )
+    from orchestrator.jobs.jobfile import command_job, load_job
+
     if tail is not None:
-        if not tail:
-            raise UsageError(
-                "E-CLI-006", "no command follows `--`", where="orch launch", fix="orch launch -- python my_train.py"
-            )
         return command_job(tail, name=name, sets=sets, cwd=cwd)
     return load_job(str(job), sets=sets, name=name, cwd=cwd)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, hint, home, say
+from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, hint, home, say, wake_if_asleep, whole
 from workloads.contract.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ def status(run: MaybeRun = None, json: Json = False) -> None:
     import time
 
     from orchestrator.runs.find import resolve
+    from orchestrator.runs.render import screen_width
+    from orchestrator.runs.report import screen
     from orchestrator.runs.views import read_events, snapshot
 
     now = time.time()
@@ -28,16 +30,17 @@ def status(run: MaybeRun = None, json: Json = False) -> None:
     views = [one] if one else _newest(now)
     if json:
         emit({"v": 1, "runs": [v.as_json() for v in views]})
-        return
-    from orchestrator.runs.render import screen_width
-    from orchestrator.runs.report import runs_table, screen
-
-    if one:
-        say(screen(one, read_events(one.run), screen_width()))
-    elif views:
-        say(runs_table(views, screen_width()))
     else:
-        say("no run yet; start one:  orch launch tiny")
+        say(screen(one, read_events(one.run), screen_width()) if one else _table(views))
+    if any(not v.ended and not v.supervised for v in views):
+        wake_if_asleep()  # last: the answer does not wait for it
+
+
+def _table(views: list[RunView]) -> str:
+    from orchestrator.runs.render import screen_width
+    from orchestrator.runs.report import runs_table
+
+    return runs_table(views, screen_width()) if views else "no run yet; start one:  orch launch tiny"
 
 
 def _newest(now: float) -> list[RunView]:
@@ -96,9 +99,7 @@ def logs(
         typer.Option("--since", metavar="TIME", help="10m, 2h, an ISO time, or `attempt`; found by heartbeats."),
     ] = None,
     errors: Annotated[bool, typer.Option("--errors", help="Tracebacks, errors and warnings alone.")] = False,
-    lines: Annotated[
-        int | None, typer.Option("-n", "--lines", metavar="N", min=0, help="The last N lines of a rank.")
-    ] = None,
+    lines: Annotated[str | None, typer.Option("-n", "--lines", metavar="N", help="The last N lines of a rank.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Bytes as they are; not to a terminal.")] = False,
     json: Json = False,
 ) -> None:
@@ -109,7 +110,9 @@ def logs(
     from orchestrator.runs.printing import Selection, follow_logs, logs_json, print_errors, print_logs
 
     _refuse_clash(follow=follow, errors=errors, raw=raw, json=json, tty=sys.stdout.isatty())
-    chosen = Selection.of(resolve(home(), run), ranks=ranks, since=since, lines=lines, raw=raw, note=hint)
+    last = whole(lines, "--lines") if lines is not None else None
+    wanted = [whole(k, "--rank") for k in ranks or []]
+    chosen = Selection.of(resolve(home(), run), ranks=wanted, since=since, lines=last, raw=raw, note=hint)
     if json:
         emit(logs_json(chosen, errors=errors))
     elif errors:

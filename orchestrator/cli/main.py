@@ -85,11 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def split_command(args: list[str]) -> tuple[list[str], list[str] | None]:
     """(orch's own words, the user's command): for `launch`, all after the first `--` is the user's, whole."""
-    verb = next((a for a in args if not a.startswith("-")), None)
-    if verb != "launch" or "--" not in args:
+    if _verb(args) != "launch" or "--" not in args:
         return args, None
     at = args.index("--")
     return args[:at], args[at + 1 :]
+
+
+def _verb(args: list[str]) -> str | None:
+    return next((a for a in args if not a.startswith("-")), None)
 
 
 def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
@@ -98,12 +101,16 @@ def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
         code = command.main(head, prog_name="orch", standalone_mode=False, obj=tail)
     except BrokenPipeError:
         raise
+    except SystemExit as e:  # Typer turns a broken pipe into exit 1, and completion ends this way
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from e
+        return e.code if isinstance(e.code, int) else CliExit.OK
     except (KeyboardInterrupt, typer.Abort):
         return CliExit.INTERRUPTED
     except Exception as e:  # the top of the program: whatever happens becomes one block and an exit code
         if debug and not is_usage_error(e):
             raise
-        return _tell(block_of(e), as_json="--json" in head)
+        return _tell(block_of(e, _verb(head)), as_json="--json" in head)
     return int(code) if isinstance(code, int) else CliExit.OK
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.complete import complete_jobs, complete_runs
+from workloads.contract.errors import UsageError, escape
 from workloads.contract.rundir import OrchHome
 
 RUN_HELP = "A run: its id, the beginning of one, its name (the newest run), or `latest`."
@@ -23,7 +24,7 @@ MaybeJob = Annotated[
     str | None,
     typer.Argument(metavar="[JOB]", help="A recipe's name or a job file.", autocompletion=complete_jobs),
 ]
-Ranks = Annotated[list[int] | None, typer.Option("--rank", metavar="K", min=0, help="This rank alone; repeatable.")]
+Ranks = Annotated[list[str] | None, typer.Option("--rank", metavar="K", help="This rank alone; repeatable.")]
 
 
 def home() -> OrchHome:
@@ -33,6 +34,15 @@ def home() -> OrchHome:
 def emit(document: dict[str, Any]) -> None:
     """The one document of a command under `--json`."""
     print(json.dumps(document, allow_nan=False, ensure_ascii=True))
+
+
+def whole(text: str, option: str) -> int:
+    """A whole number, 0 or more. Parsed here and not by Typer, whose words for it are those of its validator."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise UsageError(
+            "E-CLI-004", f"{option} cannot be '{escape(text, 40)}'", value=text, expected="a whole number, 0 or more"
+        )
+    return int(text)
 
 
 def say(*lines: str) -> None:
@@ -56,3 +66,18 @@ def operator() -> str:
     except (KeyError, OSError):  # a uid without a name, as in many containers
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def wake_if_asleep() -> None:
+    """Any contact starts a keeper that is missing. Trouble is told, not raised: what was asked is on disk already."""
+    from pods.keeper.client import running
+    from workloads.contract.errors import OrchError
+
+    if running(home()) is not None:
+        return
+    from orchestrator.jobs import control
+
+    try:
+        control.wake(home())
+    except OrchError as e:
+        hint(f"note: the keeper could not be woken: {e.what}")

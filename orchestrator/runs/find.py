@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Sequence
 
 from orchestrator.runs.index import IndexRow, list_runs
-from workloads.contract.errors import UsageError
+from workloads.contract.errors import UsageError, escape
 from workloads.contract.rundir import OrchHome, RunDir
 
 LATEST = "latest"
@@ -30,8 +30,8 @@ def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
     if found:
         names = ", ".join(r.run for r in found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
         raise UsageError(
-            "E-RUN-002", f"{ref!r} is the beginning of {len(found)} run ids", value=ref, expected=f"one of {names}",
-            fix="type more of the id",
+            "E-RUN-002", f"'{escape(ref, 60)}' is the beginning of {len(found)} run ids", value=ref,
+            expected=f"one of {names}", fix="type more of the id",
         )  # fmt: skip
     gone = _matches([row for row in rows if not row.present], ref)
     if gone:
@@ -43,7 +43,7 @@ def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
         raise UsageError("E-RUN-004", "there is no run yet", value=ref, fix="orch launch tiny")
     raise UsageError(
         "E-RUN-001",
-        f"no run is called {ref!r}",
+        f"no run is called '{escape(ref, 60)}'",
         value=ref,
         did_you_mean=_nearest(here, ref),
         fix="`orch runs` lists all",

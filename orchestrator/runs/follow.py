@@ -23,7 +23,7 @@ from workloads.contract.states import RunState
 
 DEAD_RANK_LINES = 30
 VERDICT_S = 90.0  # contracts: the verdict comes within 90 s of the last kill
-UNCONFIRMED_S = 5.0
+UNCONFIRMED_S = 15.0  # a supervisor that was killed comes back in about 2 s
 EXIT_OF = {
     RunState.SUCCEEDED: CliExit.OK,
     RunState.FAILED: CliExit.RUN_FAILED,
@@ -34,8 +34,7 @@ EXIT_OF = {
 def follow(run: RunDir, live: Live) -> RunView:
     """Tell what happens until the run has ended; its last view."""
     view = next(view for view in watch(run, live) if view.ended)
-    if view.newest is not None:
-        live.line("")
+    live.line("")
     return view
 
 

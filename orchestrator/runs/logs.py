@@ -59,8 +59,8 @@ class LogReader:
     def read(self, *, final: bool = False, limit: int = CHUNK_BYTES) -> list[bytes]:
         """Lines completed since the last call, without newlines. `final` also gives a last line without end.
 
-        At most about `limit` bytes a call: an empty answer means that there is nothing new. A line longer than
-        `MAX_LINE_BYTES` is given in pieces.
+        At most `limit` bytes are read a call; with the default an empty answer means that there is nothing new. A
+        line longer than `MAX_LINE_BYTES` is given in pieces.
         """
         data = self._new_bytes(limit)
         if not data and not (final and self._rest):
@@ -68,7 +68,8 @@ class LogReader:
         buffer = self._rest + data
         cut = buffer.rfind(b"\n") + 1
         lines, self._rest = buffer[:cut].split(b"\n")[:-1], buffer[cut:]
-        if (final and not data) or len(self._rest) > MAX_LINE_BYTES:
+        at_end = final and not lines and len(data) < limit
+        if self._rest and (at_end or len(self._rest) > MAX_LINE_BYTES):
             lines, self._rest = [*lines, self._rest], b""
         return lines
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 # C0 and C1 controls (ESC among them), bidirectional controls, line separators, stray surrogates
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -51,9 +52,9 @@ def clip(line: str, width: int) -> str:
     return line if not width or len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
-def screen_width() -> int:
-    """Columns of the terminal on stdout, or 0 when it is none (nothing is cut then)."""
-    return shutil.get_terminal_size((120, 40)).columns if sys.stdout.isatty() else 0
+def screen_width(out: TextIO | None = None) -> int:
+    """Columns of the terminal that `out` (default: stdout) is, or 0 when it is none (nothing is cut then)."""
+    return shutil.get_terminal_size((120, 40)).columns if (out or sys.stdout).isatty() else 0
 
 
 def duration(seconds: float | None) -> str:

@@ -84,16 +84,13 @@ class RunView:
     def attempt(self) -> int | None:
         return self.status.attempt if self.status else None
 
-    @property
-    def newest(self) -> Beat | None:
-        """The newest progress beat of the lowest rank that has one."""
-        return next((b for r in self.ranks for b in reversed(r.beats) if b.msg == Phase.PROGRESS), None)
-
     def figure(self, name: str) -> Any:
-        """step, steps, loss or toks_per_s: from the newest beat, else as the supervisor wrote it; None when unknown."""
-        beat = self.newest
-        told = None if beat is None else beat.get(name)
-        return told if told is not None else getattr(self.status, name, None)
+        """step, steps, loss or toks_per_s: from the newest beat that has it, else as the supervisor wrote it, or None.
+
+        Of the lowest rank that tells it. A keepalive beat repeats the step and nothing else: older ones are asked too.
+        """
+        told = (b.get(name) for r in self.ranks for b in reversed(r.beats))
+        return next((value for value in told if value is not None), getattr(self.status, name, None))
 
     @property
     def last_beat_age_s(self) -> float | None:
@@ -171,7 +168,7 @@ def snapshot(run: RunDir, now: float) -> RunView:
         ranks=tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now) for k in range(world)) if attempt else (),
         supervised=_lives(status.supervisor if status else None),
         asleep=_keeper_words(run, now) if status is None else None,
-        halt_asked=run.halt.exists(),
+        halt_asked=run.halt.is_file() and not run.halt.is_symlink(),
         checkpoint=newest_checkpoint(run),
     )
 
@@ -254,7 +251,7 @@ def _keeper_words(run: RunDir, now: float) -> str:
     sent = try_read_json(run.submissions)
     if sent and isinstance(sent.get("ts"), int | float):
         return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
-    return f"the keeper (pid {record.get('pid')}) has Ray started for it"
+    return "the keeper has Ray started for it"
 
 
 def newest_checkpoint(run: RunDir) -> int | None:

@@ -51,7 +51,7 @@ class Live:
                 self._said, self._next_plain = text, now + PLAIN_EVERY_S
                 self.line(text)
             return
-        text = clip(text, max(screen_width() - 1, 20))
+        text = clip(text, max(screen_width(self.out) - 1, 20))
         self.out.write("\r" + text + " " * max(self._shown - len(text), 0))
         self._shown = len(text)
         self.out.flush()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Orch:
     def start(self, *args: str, **more: Any) -> subprocess.Popen[str]:
         argv = [sys.executable, "-m", "orchestrator.cli", *args]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(argv, text=True, cwd=self.cwd, env=self.env(), **{**pipes, **more})
+        process = subprocess.Popen(argv, cwd=self.cwd, **{"env": self.env(), "text": True, **pipes, **more})
         self._started.append(process)
         return process
 
@@ -136,7 +136,11 @@ class Orch:
 def home(tmp_path: Path) -> OrchHome:
     path = tmp_path / "home"
     path.mkdir(mode=0o700)
-    return OrchHome(path)
+    made = OrchHome(path)
+    made.keeper.mkdir()
+    me = ProcId.me()  # this process stands for the keeper, so that no command starts one
+    atomic_write_json(made.keeper_record, {"v": 1, **asdict(me), "socket": str(made.keeper / "none")}, durable=False)
+    return made
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 
 import pytest
@@ -106,7 +107,7 @@ def test_locked_index_does_not_stop_a_command(home, make, capsys):
 
 
 def test_home_that_is_not_there(home):
-    home.path.rmdir()
+    shutil.rmtree(home.path)
     assert list_runs(home) == []
     assert not home.path.exists(), "looking made nothing"
 

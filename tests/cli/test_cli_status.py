@@ -6,6 +6,8 @@ import json
 import shutil
 import time
 
+from orchestrator.runs.views import snapshot
+
 KEYS = [
     "run",
     "name",
@@ -29,16 +31,18 @@ def test_no_run_yet(orch):
     assert orch("status", "--json").json == {"v": 1, "runs": []}
 
 
-def test_submitted_but_no_supervisor_yet(orch, make):
+def test_submitted_but_no_supervisor_yet(orch, make, home):
     made = make()
     row = orch("status", "--json").json["runs"][0]
     assert list(row) == KEYS
     assert row["state"] == "queued"
-    assert row["reason"] == "submitted; the supervisor has not started yet (no keeper runs on this machine)"
+    assert row["reason"] == "submitted; the supervisor has not started yet (the keeper has Ray started for it)"
     assert row["attempt"] is row["step"] is row["loss"] is row["last_beat_age_s"] is None
     assert row["pods"] == ["local"] and row["exit_codes"] == {}
     made.run.submissions.write_text(json.dumps({"n": 1, "ts": time.time(), "cluster": "0" * 12}))
-    assert "no keeper" in orch("status", "tiny").out
+    assert "the keeper submitted it 0 s ago" in orch("status", "tiny").out
+    home.keeper_record.unlink()
+    assert "no keeper runs on this machine" in snapshot(made.run, time.time()).reason
 
 
 def test_running(orch, make):

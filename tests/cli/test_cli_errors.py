@@ -1,0 +1,116 @@
+"""Every mistake at the command line as one block: golden files `tests/golden/errors/cli_*.txt`.
+
+ORCH_REGEN=1 writes them anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.blocks import block_of
+from orchestrator.cli.main import split_command
+from workloads.contract.errors import LocalError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "errors"
+CASES = {
+    "01_unknown_command": ("statu",),
+    "02_unknown_option": ("halt", "--nwo", "x"),
+    "03_missing_run": ("dump",),
+    "04_option_without_value": ("launch", "tiny", "--name"),
+    "05_not_a_number": ("logs", "tiny", "-n", "many"),
+    "06_negative_rank": ("logs", "tiny", "--rank", "-1"),
+    "07_extra_argument": ("resume", "tiny", "now"),
+    "08_halt_nothing": ("halt",),
+    "09_halt_both": ("halt", "tiny", "--all"),
+    "10_launch_nothing": ("launch",),
+    "11_launch_both": ("launch", "tiny", "--", "python", "x.py"),
+    "12_launch_empty_command": ("launch", "--name", "mine", "--"),
+    "13_unknown_run": ("status", "tinny"),
+    "14_hostile_run": ("status", "a\x1b[2J\nb" + "x" * 300),
+    "15_no_such_rank": ("logs", "tiny", "--rank", "9"),
+    "16_since_yesterday": ("logs", "tiny", "--since", "yesterday"),
+    "17_since_5mins": ("logs", "tiny", "--since", "5mins"),
+    "18_follow_errors": ("logs", "tiny", "-f", "--errors"),
+    "19_bad_code": ("resume", "tiny", "--code", "mine"),
+    "20_unknown_option_of_orch": ("--vresion",),
+}
+
+
+@pytest.fixture
+def tiny(make):
+    made = make(world=2)
+    made.status("succeeded", "done")
+    return made.run.run_id
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_block(orch, tiny, case):
+    ran = orch(*CASES[case])
+    assert ran.code == 2 and ran.out == "" and "Traceback" not in ran.err
+    path = GOLDEN / f"cli_{case}.txt"
+    told = ran.err.replace(tiny, "<run>")
+    if os.environ.get("ORCH_REGEN"):
+        path.write_text(told)
+    assert told == path.read_text()
+
+
+def test_json_errors_are_on_stdout_too(orch, tiny):
+    ran = orch("status", "tinny", "--json")
+    assert ran.code == 2 and ran.err.startswith("error[E-RUN-001]")
+    assert ran.json["v"] == 1 and ran.json["error"]["did_you_mean"] == "tiny"
+
+
+def test_debug_shows_a_traceback_and_only_then(orch, tiny, home):
+    home.runs.chmod(0o700)
+    assert "Traceback" not in orch("status", "tinny").err
+    ran = orch("status", "tinny", "--debug")
+    assert "Traceback" in ran.err and ran.code == 1
+
+
+def test_unexpected_errors_become_a_block():
+    assert block_of(ZeroDivisionError("x")).render().startswith("error[E-BUG-001]")
+    block = block_of(OSError(28, "No space left on device", "/x"))
+    assert isinstance(block, LocalError) and "No space left" in block.render() and "/x" in block.render()
+    assert "Traceback" not in block.render()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_home_that_cannot_be_written(orch, home):
+    home.path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert orch("status").code == 0
+    home.path.chmod(0o700)
+
+
+def test_home_that_is_a_file(orch, home):
+    home.path.rename(home.path.with_name("elsewhere"))
+    home.path.write_text("x")
+    for command in (("status",), ("runs",), ("runs", "--rebuild"), ("status", "x"), ("down",)):
+        ran = orch(*command)
+        assert "Traceback" not in ran.err and "E-BUG" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "head", "tail"),
+    [
+        (["launch", "--", "python", "x", "--", "y"], ["launch"], ["python", "x", "--", "y"]),
+        (["--debug", "launch", "--name", "a", "--", ""], ["--debug", "launch", "--name", "a"], [""]),
+        (["launch", "tiny"], ["launch", "tiny"], None),
+        (["halt", "--", "-odd"], ["halt", "--", "-odd"], None),
+    ],
+)
+def test_the_users_command_is_whole(args, head, tail):
+    assert split_command(args) == (head, tail)
+
+
+def test_closed_streams(orch, tiny):
+    process = orch.start("status", "--json", stdin=None, preexec_fn=lambda: (os.close(0), os.close(2)))
+    out = process.communicate(timeout=20)[0]
+    assert process.returncode == 0 and json.loads(out)["v"] == 1
+    process = orch.start("status", preexec_fn=lambda: os.close(1))
+    process.communicate(timeout=20)
+    assert process.returncode == 0
