@@ -37,9 +37,10 @@ def test_arguments_environment_and_output_arrive_whole(orch: Orch) -> None:
         "show.py",
         """
         import json, os, sys
-        keys = [k for k in os.environ if k.startswith(("RAY_", "ORCH_CLUSTER", "CUDA_VISIBLE"))]
+        keys = [k for k in os.environ if k.startswith(("RAY_", "ORCH_CLUSTER"))]
         print(json.dumps({"argv": sys.argv[1:], "leaked": keys, "cwd": os.getcwd(), "rank": os.environ["RANK"],
-                          "world": os.environ["WORLD_SIZE"], "dir": os.environ["ORCH_RUN_DIR"]}))
+                          "world": os.environ["WORLD_SIZE"], "dir": os.environ["ORCH_RUN_DIR"],
+                          "devices": os.environ.get("CUDA_VISIBLE_DEVICES")}))
         print("to stderr", file=sys.stderr)
         """,
     )
@@ -49,6 +50,7 @@ def test_arguments_environment_and_output_arrive_whole(orch: Orch) -> None:
     row = json.loads(next(line for line in log.splitlines() if line.startswith("{")))
     assert row["argv"] == NASTY
     assert row["leaked"] == []
+    assert row["devices"] == ""  # no device was leased, so none may be found by accident
     assert (row["rank"], row["world"], row["dir"]) == ("0", "1", str(run.path))
     assert row["cwd"] == str(orch.work)
     assert "to stderr" in log
