@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from workloads.contract.config.job import ModelSpec
 from workloads.models.attention import make_attention
 from workloads.models.cache import KvCache
+from workloads.models.full import check_borders
 from workloads.models.rope import Rope
 
 INIT_STD = 0.02
@@ -108,6 +109,7 @@ def _places(tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches
     if caches is not None:
         return caches[0].lengths.unsqueeze(1) + place
     if cu_seqlens is not None:
+        check_borders(cu_seqlens, tokens)
         starts = cu_seqlens.to(place)[:-1]
         return place - starts[torch.bucketize(place, starts, right=True) - 1]
     return place

@@ -16,11 +16,17 @@ from workloads.models.cache import KvCache
 from workloads.models.rope import Rope
 
 
+def check_borders(cu_seqlens: Tensor, tokens: int) -> None:
+    """ValueError unless the borders rise from 0 to T. Waits for the device."""
+    borders = cu_seqlens.tolist()
+    rising = all(a < b for a, b in pairwise(borders))
+    if len(borders) < 2 or borders[0] != 0 or borders[-1] != tokens or not rising:
+        raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, not {borders[:8]}")
+
+
 def packed_mask(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """bool [T, T]: token t sees s when both are in one packed sequence and s <= t. ValueError on bad borders."""
-    inner = cu_seqlens.tolist()
-    if len(inner) < 2 or inner[0] != 0 or inner[-1] != tokens or any(b <= a for a, b in pairwise(inner)):
-        raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, not {inner[:8]}")
+    check_borders(cu_seqlens, tokens)
     place = torch.arange(tokens, device=cu_seqlens.device)
     segment = torch.bucketize(place, cu_seqlens.to(place), right=True)
     return (segment.unsqueeze(1) == segment.unsqueeze(0)) & (place.unsqueeze(1) >= place.unsqueeze(0))

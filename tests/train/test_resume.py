@@ -1,0 +1,139 @@
+"""Halt, kill and resume of real two-rank runs: what was computed must be bitwise what an unbroken run computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.train.harness import Ranks, exactness, launch_ranks, ledger, make_run, train
+from workloads.contract.beats import BeatReader
+from workloads.contract.files import read_json
+from workloads.contract.rundir import RunDir
+from workloads.contract.states import Phase
+from workloads.runtime.manifest import hash_file, newest_verified, verify
+
+STEPS = 60
+LONG = {"train": {"steps": STEPS}, "checkpoint": {"every_s": None, "every_steps": 10}}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run(tmp_path_factory.mktemp("unbroken"), LONG)
+    assert train(run) == [0, 0]
+    return run
+
+
+def halt_at(ranks: Ranks, step: int) -> list[int]:
+    ranks.until_step(step)
+    ranks.run.halt.touch()
+    return ranks.wait()
+
+
+def test_a_run_tells_what_it_did(unbroken: RunDir) -> None:
+    rows = unbroken.training_csv.read_text().splitlines()
+    assert rows[0].startswith("step,loss,lr,toks_per_s")
+    assert [int(r.split(",")[0]) for r in rows[1:]] == list(range(1, STEPS + 1))
+    assert all(all(cell for cell in r.split(",")) for r in rows)
+    assert [r["step"] for r in ledger(unbroken)] == list(range(1, STEPS + 1))
+    assert read_json(unbroken.env_json)["world_size"] == 2
+    assert "step 60 | loss " in unbroken.rank_log(0).read_text()
+
+
+def test_every_beat_is_a_good_line(unbroken: RunDir) -> None:
+    for rank in (0, 1):
+        reader = BeatReader(unbroken.heartbeat(rank), rank)
+        beats = reader.read()
+        assert reader.bad == 0
+        assert [b.seq for b in beats] == list(range(len(beats)))
+        assert beats[0].msg is Phase.STARTING and beats[0].get("pid") and beats[0].get("boot_id")
+        assert beats[-1].msg is Phase.DONE
+        assert {Phase.LOADING, Phase.PROGRESS, Phase.CHECKPOINTING} <= {b.msg for b in beats}
+
+
+def test_newest_checkpoints_are_kept_and_verify(unbroken: RunDir) -> None:
+    names = sorted(p.name for p in unbroken.checkpoints.iterdir())
+    assert names == ["step_00000050", "step_00000060"]
+    path, rejected = newest_verified(unbroken, run_id=unbroken.run_id)
+    assert path == unbroken.checkpoint(60) and not rejected
+
+
+def test_halt_stops_all_ranks_at_one_step_and_resume_is_bitwise(tmp_path: Path, unbroken: RunDir) -> None:
+    run = make_run(tmp_path, LONG)
+    with launch_ranks(run) as ranks:
+        assert halt_at(ranks, 13) == [75, 75]
+    acks = [read_json(run.halt_ack(k)) for k in (0, 1)]
+    assert acks[0]["step"] == acks[1]["step"] == len(ledger(run))
+    checkpoint = run.checkpoints / acks[0]["checkpoint"]
+    assert verify(checkpoint, run_id=run.run_id) == []
+    assert acks[0]["hash"] == acks[1]["hash"] == hash_file(run.manifest(checkpoint))[1]
+
+    run.halt.unlink()
+    assert train(run, attempt=2) == [0, 0]
+    assert exactness(run) == exactness(unbroken)
+
+
+def test_sigterm_of_one_rank_halts_all_with_a_stack_dump(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"train": {"steps": 5000}})
+    with launch_ranks(run) as ranks:
+        ranks.until_step(3)
+        ranks.procs[1].send_signal(signal.SIGTERM)
+        assert ranks.wait() == [75, 75]
+    assert read_json(run.halt_ack(0))["step"] == read_json(run.halt_ack(1))["step"]
+    dumps = "".join(p.read_text() for p in run.stackdumps.iterdir())
+    assert "rank=1" in dumps and "why=SIGTERM" in dumps and "File " in dumps
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path, unbroken: RunDir, victim: int) -> None:
+    run = make_run(tmp_path, LONG)
+    with launch_ranks(run) as ranks:
+        ranks.until_step(25 + victim)
+        os.kill(ranks.procs[victim].pid, signal.SIGKILL)
+        codes = ranks.wait()
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 75, ranks.log(1 - victim)  # it lost a peer: not its own fault
+    assert train(run, attempt=2) == [0, 0]
+    assert exactness(run) == exactness(unbroken)
+    assert len(run.training_csv.read_text().splitlines()) == STEPS + 1
+    cut = run.archived_ledger(1)
+    assert not cut.exists() or all(json.loads(x)["attempt"] == 1 for x in cut.read_text().splitlines())
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_another_world_size_sees_the_same_global_batches(tmp_path: Path, unbroken: RunDir, world: int) -> None:
+    run = make_run(tmp_path, {"train": {"steps": STEPS}, "checkpoint": {"every_steps": None}})
+    assert train(run, world=world) == [0] * world
+    mine, theirs = ledger(run), ledger(unbroken)
+    assert [r["batch_hash"] for r in mine] == [r["batch_hash"] for r in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        assert float.fromhex(a["loss"]) == pytest.approx(float.fromhex(b["loss"]), rel=1e-5)
+
+
+def test_a_run_moves_to_another_world_size(tmp_path: Path, unbroken: RunDir) -> None:
+    run = make_run(tmp_path, LONG)
+    with launch_ranks(run, world=1) as ranks:
+        assert halt_at(ranks, 12) == [75]
+    run.halt.unlink()
+    assert train(run, world=2, attempt=2) == [0, 0]
+    assert [r["batch_hash"] for r in ledger(run)] == [r["batch_hash"] for r in ledger(unbroken)]
+
+
+def test_accumulation_gives_the_same_batches_and_nearly_the_same_loss(tmp_path: Path, unbroken: RunDir) -> None:
+    run = make_run(tmp_path, {"train": {"steps": STEPS, "micro_batch": 3}, "checkpoint": {"every_steps": None}})
+    assert train(run) == [0, 0]
+    assert [r["batch_hash"] for r in ledger(run)] == [r["batch_hash"] for r in ledger(unbroken)]
+    last = float.fromhex(ledger(run)[-1]["loss"])
+    assert last == pytest.approx(float.fromhex(ledger(unbroken)[-1]["loss"]), rel=1e-4)
+
+
+def test_checkpoints_by_time(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"train": {"steps": 5000}, "checkpoint": {"every_s": 0.5, "every_steps": None}})
+    with launch_ranks(run) as ranks:
+        ranks.until(lambda: ranks.log(1).count("checkpoint: ") >= 3)
+        run.halt.touch()
+        assert ranks.wait() == [75, 75]
+    assert not list(run.checkpoints.glob(".tmp_*"))
