@@ -18,7 +18,7 @@ def _register() -> None:
     import signal
 
     raw = os.environ.get("ORCH_DUMP_SIGNAL", "")
-    number = int(raw) if raw.isascii() and raw.isdigit() else 0
+    number = int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 4 else 0
     # the same set as in workloads.contract.process: signals without a meaning of their own
     if number not in (signal.SIGUSR1, signal.SIGUSR2) and not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
         number = signal.SIGUSR1
