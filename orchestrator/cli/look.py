@@ -20,10 +20,11 @@ def status(run: MaybeRun = None, json: Json = False) -> None:
     """How runs are doing: all that have not ended and the newest that have, or one of them in full."""
     import time
 
+    from orchestrator.runs.events import read_events
     from orchestrator.runs.find import resolve
     from orchestrator.runs.render import screen_width
     from orchestrator.runs.report import screen
-    from orchestrator.runs.views import read_events, snapshot
+    from orchestrator.runs.views import snapshot
 
     now = time.time()
     one = snapshot(resolve(home(), run), now) if run else None

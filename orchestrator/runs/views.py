@@ -7,20 +7,18 @@ unsupervised since ..."). It writes nothing, locks nothing and waits for nothing
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runs.health import Verdict, judge
 from workloads.contract.beats import Beat, BeatReader
-from workloads.contract.files import read_tail, try_read_json
+from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, boot_id
-from workloads.contract.records import Event, RankRecord, Status, from_wire
+from workloads.contract.records import RankRecord, Status, from_wire
 from workloads.contract.rundir import OrchHome, RunDir, step_of_checkpoint
 from workloads.contract.states import ENDED, Phase, RankHealth, RunState
 
-EVENTS_TAIL_BYTES = 256 << 10
 BEATS_TAIL_BYTES = 32 << 10
 NOT_STARTED = "submitted; the supervisor has not started yet"
 
@@ -262,36 +260,6 @@ def newest_checkpoint(run: RunDir) -> int | None:
         return None
     steps = {step: p for p in paths if (step := step_of_checkpoint(p.name)) is not None}
     return next((s for s in sorted(steps, reverse=True) if run.manifest(steps[s]).exists()), None)
-
-
-def read_events(run: RunDir, limit_bytes: int = EVENTS_TAIL_BYTES) -> list[Event]:
-    """The newest events, oldest first; lines that are none are skipped."""
-    try:
-        data = read_tail(run.events, limit_bytes)
-    except OSError:
-        return []
-    lines = data.split(b"\n")
-    if len(data) == limit_bytes:
-        lines = lines[1:]  # the first one is cut
-    return [e for e in map(parse_event, lines) if e is not None]
-
-
-def parse_event(line: bytes) -> Event | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    row["frm"] = row.pop("from", None)
-    if not isinstance(row.get("seq"), int) or not isinstance(row.get("ts"), int | float):
-        return None
-    if not isinstance(row.get("data", {}), dict):
-        return None
-    try:
-        return from_wire(Event, row)
-    except TypeError:
-        return None
 
 
 def first_dead(ranks: Sequence[RankView]) -> RankView | None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from orchestrator.runs.events import read_events
 from orchestrator.runs.render import clip, duration, figure, one_line, progress, screen_width
 from orchestrator.runs.report import event_words
-from orchestrator.runs.views import RunView, home_of, read_events, snapshot
+from orchestrator.runs.views import RunView, home_of, snapshot
 from workloads.contract.errors import OrchError
 from workloads.contract.records import Event
 from workloads.contract.rundir import OrchHome, RunDir
