@@ -37,14 +37,14 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def make_run(root: Path, overrides: dict[str, Any] | None = None) -> RunDir:
+def make_run(root: Path, overrides: dict[str, Any] | None = None, gpus: int = 0) -> RunDir:
     run = RunDir(root / RUN_ID)
     run.path.mkdir(parents=True, exist_ok=True)
     for folder in run.skeleton():
         folder.mkdir(exist_ok=True)
     job = merged(TINY, overrides or {})
     JobSpec.model_validate_json(json.dumps(job))
-    run.run_json.write_text(json.dumps({"v": 1, "job": job, "gpus_per_rank": 0, "tree": "/x/0123abcd"}))
+    run.run_json.write_text(json.dumps({"v": 1, "job": job, "gpus_per_rank": gpus, "tree": "/x/0123abcd"}))
     return run
 
 
@@ -102,7 +102,8 @@ def rank_env(run: RunDir, rank: int, world: int, attempt: int, port: int) -> dic
         "ORCH_STACKDUMP": str(run.stackdump(rank)),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **{k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")},
     }
 
 
