@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, home, operator, say, wake_if_asleep, whole
+from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, hint, home, operator, say, wake_if_asleep, whole
 from workloads.contract.errors import ConflictError, RemoteError, UsageError
+from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
     from orchestrator.runs.follow import Stopped
@@ -36,7 +37,11 @@ def halt(
             fix="orch halt latest",
         )
     chosen = _living() if all_runs else [_resolve(str(run))]
-    stops = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
+    try:
+        stops = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
+    except KeyboardInterrupt:
+        hint("\nno longer waiting; what was asked goes on")
+        raise typer.Exit(CliExit.INTERRUPTED) from None
     if json:
         emit({"v": 1, "runs": [s.as_json() for s in stops]})
     elif not chosen:

@@ -74,6 +74,22 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
+def brief(seconds: float | None) -> str:
+    """As `duration`, for a column: `12s`, `3m05s`, `2h05m`, `4d03h`."""
+    if seconds is None:
+        return "-"
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return (
+        f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+        if whole < 86400
+        else f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    )
+
+
 def ago(seconds: float | None) -> str:
     return "-" if seconds is None else f"{duration(seconds)} ago"
 

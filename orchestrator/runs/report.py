@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.runs.index import IndexRow
-from orchestrator.runs.render import ago, clip, clock, duration, figure, moment, one_line, progress, table
+from orchestrator.runs.render import ago, brief, clip, clock, duration, figure, moment, one_line, progress, table
 from orchestrator.runs.views import RankView, RunView
 from workloads.contract.records import Event
 from workloads.contract.states import RESUMABLE, RankHealth, RunState
 
 EVENTS_SHOWN = 8
 RANKS_SHOWN = 16
+SPEAKS_FOR_ITSELF = frozenset({RunState.RUNNING, RunState.SUCCEEDED})
 
 
 def runs_table(views: Sequence[RunView], width: int = 0) -> str:
-    """`orch status`: a line a run."""
-    header = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT", "PODS", "REASON")
+    """`orch status`: a line a run, and below it the reason where the state alone does not say enough."""
+    header = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT")
     rows = [
         (
             v.run.run_id,
@@ -29,14 +30,18 @@ def runs_table(views: Sequence[RunView], width: int = 0) -> str:
             progress(v.figure("step"), v.figure("steps")),
             figure(v.figure("loss")),
             figure(v.figure("toks_per_s"), 3),
-            duration(v.eta_s),
-            "-" if v.ended else ago(v.last_beat_age_s),
-            ",".join(v.pods) or "-",
-            v.reason or "-",
+            brief(v.eta_s),
+            "-" if v.ended else brief(v.last_beat_age_s),
         )
         for v in views
     ]
-    return table(header, rows, right=(2, 3, 4, 5), width=width)
+    head, *lines = table(header, rows, right=(2, 3, 4, 5, 6), width=width).split("\n")
+    told = [head]
+    for view, line in zip(views, lines, strict=True):
+        told.append(line)
+        if view.reason and view.state not in SPEAKS_FOR_ITSELF:
+            told.append(clip(f"    {one_line(view.reason)}", width))
+    return "\n".join(told)
 
 
 def index_table(rows: Sequence[IndexRow], states: Sequence[str], width: int = 0) -> str:
@@ -127,10 +132,11 @@ def next_lines(view: RunView) -> list[tuple[str, str]]:
     """(what to type, what it does), fitting the state."""
     run = view.run.run_id
     if not view.ended:
+        dump = [(f"orch dump {run}", "the stack of every rank")] if view.ranks else []
         return [
             (f"orch status {run}", "how it goes"),
             (f"orch logs {run} -f", "what the ranks print"),
-            (f"orch dump {run}", "the stack of every rank"),
+            *dump,
             (f"orch halt {run}", "checkpoint and stop"),
         ]
     lines = [(f"orch status {run}", "all about it"), (f"orch logs {run}", "what the ranks printed")]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runs.health import Verdict, judge
+from orchestrator.runs.render import brief
 from workloads.contract.beats import Beat, BeatReader
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, boot_id
@@ -76,7 +77,7 @@ class RunView:
         """The state with what a file alone cannot say."""
         if self.status is None or self.ended or self.supervised:
             return self.state
-        return f"{self.state}, unsupervised for {max(self.now - self.status.ts, 0):.0f} s"
+        return f"{self.state}, unsupervised {brief(self.now - self.status.ts)}"
 
     @property
     def attempt(self) -> int | None:

@@ -16,7 +16,7 @@ from orchestrator.runs.events import read_events
 from orchestrator.runs.render import clip, duration, figure, one_line, progress, screen_width
 from orchestrator.runs.report import event_words
 from orchestrator.runs.views import RunView, home_of, snapshot
-from workloads.contract.errors import OrchError
+from workloads.contract.errors import LocalError, OrchError
 from workloads.contract.records import Event
 from workloads.contract.rundir import OrchHome, RunDir
 
@@ -86,6 +86,8 @@ def watch(run: RunDir, live: Live, *, seen: int = -1) -> Iterator[RunView]:
     waker = Waker(home_of(run))
     while True:
         now = time.time()
+        if not run.path.is_dir():
+            raise LocalError("E-RUN-003", f"the directory of run {run.run_id} is gone", where=str(run.path))
         for event in read_events(run):
             if event.seq > seen:
                 seen = event.seq

@@ -65,7 +65,7 @@ def test_unsupervised_is_said(orch, make, sleeper):
     made = make()
     made.status("running", "x", ts=time.time() - 100, supervisor={**made.supervised(), "start_time": 1})
     made.record(0, pid=sleeper.pid)
-    assert "running, unsupervised for 10" in orch("status", "tiny").out
+    assert "running, unsupervised 1m4" in orch("status", "tiny").out
     assert orch("status", "--json").json["runs"][0]["state"] == "running"
 
 
