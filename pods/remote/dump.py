@@ -22,6 +22,7 @@ from workloads.contract.rundir import RunDir
 MAX_THREADS = 16
 PY_SPY_BUDGET_S = 4.0
 MAX_PROCESSES = 64  # of one rank
+MAX_GROUPS_CHARS = 400_000  # of all groups together: an answer has to stay readable
 
 
 @dataclass(frozen=True)
@@ -120,4 +121,9 @@ def group(dumps: Sequence[RankDump]) -> list[tuple[tuple[int, ...], str]]:
     for rank in sorted(whole):
         groups.setdefault(tuple(normalised(text) for text in whole[rank]), []).append(rank)
     ordered = sorted(groups.values(), key=lambda ranks: (len(ranks), ranks))
-    return [(tuple(ranks), "".join(whole[ranks[0]])) for ranks in ordered]
+    share = MAX_GROUPS_CHARS // max(1, len(ordered))
+    return [(tuple(ranks), _cut("".join(whole[ranks[0]]), share)) for ranks in ordered]
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + "\n... cut here; the dump files have the rest\n"

@@ -211,6 +211,11 @@ def test_equal_stacks_are_shown_once_and_the_odd_one_first() -> None:
     assert group([of(0, b), of(0, b), of(1, b)])[0][0] == (0,)  # a rank with a worker is not one without
 
 
+def test_an_answer_stays_small_enough_to_be_read() -> None:
+    groups = group([of(r, f"function_{'x' * r}\n" * 50_000) for r in range(8)])
+    assert len(groups) == 8 and sum(len(text) for _, text in groups) < 500_000 and "cut here" in groups[0][1]
+
+
 def test_py_spy_texts_of_equal_stacks_are_equal() -> None:
     text = 'Process {0}: python t.py --rank {0}\nPython v3.11.7\n\nThread {0} (idle): "MainThread"\n    tick (t.py:3)\n'
     assert normalised(text.format(17)) == normalised(text.format(4711))

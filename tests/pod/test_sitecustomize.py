@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +38,19 @@ def test_a_dump_signal_writes_the_stacks(tmp_path: Path, executable: str) -> Non
     assert "most recent call first" in dump.read_text() and dump.stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_dump_file_nothing_is_registered_or_imported() -> None:
-    code = "import sys; print([m for m in ('faulthandler', 'signal', 'pathlib', 'contextlib') if m in sys.modules])"
-    with_us = quiet(python(code))
+@pytest.mark.parametrize("dump", [False, True])
+def test_nothing_heavy_is_imported(tmp_path: Path, dump: bool) -> None:
+    code = "import sys; print([m for m in ('enum', 'signal', 'pathlib', 'contextlib', 're') if m in sys.modules])"
+    with_us = quiet(python(code, **({"ORCH_STACKDUMP": str(tmp_path / "dump.txt")} if dump else {})))
     bare = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, timeout=30)
     assert with_us == bare.stdout.strip()
+
+
+def test_without_a_dump_file_nothing_is_registered() -> None:
+    code = "import faulthandler; print(faulthandler.is_enabled(), open('/proc/self/status').read())"
+    got = quiet(python(code))
+    caught = next(line for line in got.splitlines() if line.startswith("SigCgt"))
+    assert got.startswith("False") and not int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1
 
 
 @pytest.mark.parametrize("dump", ["/nowhere/at/all", "", "/", "/dev/null/x", "\udcff"])

@@ -72,6 +72,7 @@ class Care:
     def sweep(self) -> tuple[list[int], list[int]]:
         """End what the rank left behind: (gone, stayed)."""
         swept, stayed = sweep(self._others, SWEEP_GRACE_S, each_round=self.reap)
+        self.reap()  # no zombie is left to a PID 1 that may not reap
         if swept or stayed:
             self.log.say(f"swept {swept}, stayed {stayed}")
         return swept, stayed

@@ -83,7 +83,7 @@ def _become(order: ShimOrder, log: Path, keep: Sequence[int], shim: int, go_r: i
             os._exit(1)  # the shim died, or could not write the record
         _prepare(order, log, keep, err_w)
         _exec(order)
-    except (OSError, ValueError, SpawnError) as e:  # ValueError: a NUL byte in an argument or in the environment
+    except (OSError, ValueError, TypeError, SpawnError) as e:  # ValueError: a NUL byte; TypeError: env is no text
         with contextlib.suppress(OSError):
             os.write(err_w, str(e).encode(errors="replace")[:MAX_ERROR_BYTES] or b"unknown error")
     finally:
