@@ -1,0 +1,69 @@
+"""PodAgent: a thin Ray face of one pod. It holds the pod's share of the placement and relays to the keeper there.
+
+Made by `gang.RayGang` inside its bundle, detached and named `<run id>/<pod>`; Ray starts it again when it is killed. It
+keeps no state: what it knows is in files. It never starts or stops a rank itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.supervisor.hands import Hands, busy_devices, free_port, gpu_uuids
+from orchestrator.supervisor.observe import Figures, PodEye
+from orchestrator.supervisor.seen import RankSeen
+from workloads.contract.errors import OrchError
+from workloads.contract.rundir import OrchHome
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """An OrchError does not survive pickling; what it says does."""
+    try:
+        yield
+    except OrchError as e:
+        raise RuntimeError(f"{e.code}: {e.what}" + (f" ({e.where})" if e.where else "")) from None
+
+
+class PodAgent:
+    """Methods are called by the supervisor with a time limit; errors travel back as they are."""
+
+    def __init__(self, run_id: str, pod: str, ranks: Sequence[int], home: str, python: str, tree: str) -> None:
+        self.home = OrchHome(Path(home))
+        self.hands = Hands(self.home, python, Path(tree))
+        self.eye = PodEye(self.home.run(run_id), pod, tuple(ranks))
+        self._devices: tuple[str, ...] | None = None
+
+    def ping(self) -> str:
+        return self.eye.pod
+
+    def devices(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that Ray gave this pod's ranks."""
+        if self._devices is None:
+            import ray
+
+            with _plain_errors():
+                self._devices = gpu_uuids([str(i) for i in ray.get_gpu_ids()])
+        return self._devices
+
+    def busy(self) -> dict[str, str]:
+        return busy_devices(self.devices())
+
+    def free_port(self) -> int:
+        return free_port()
+
+    def spawn(self, orders: Sequence[str]) -> None:
+        with _plain_errors():
+            self.hands.spawn(orders)
+
+    def sweep(self, mark: str) -> tuple[int, ...]:
+        with _plain_errors():
+            return self.hands.sweep(mark)
+
+    def look(self, attempt: int) -> tuple[list[RankSeen], Figures, int]:
+        """(ranks, figures, best step) of this pod."""
+        return self.eye.look(attempt), self.eye.figures(), self.eye.best_step()
+
+    def strays(self) -> tuple[int, ...]:
+        return self.eye.strays()

@@ -1,0 +1,85 @@
+"""Requests in the run directory that wait for the supervisor, and their answers.
+
+`dump` belongs to the keeper and is left alone. A file that is no request (a link, somebody else's, torn, foreign JSON)
+becomes a `RequestSeen` with a problem, so that it is answered and looked at no more. Never raises for what it reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.supervisor.seen import RequestSeen
+from workloads.contract.errors import escape
+from workloads.contract.files import atomic_write_json, read_json
+from workloads.contract.records import Ack, Request, as_wire, from_wire
+from workloads.contract.rundir import RunDir
+
+VERBS = frozenset({"halt", "resume"})
+MAX_REQUEST_BYTES = 64 << 10
+MAX_PENDING = 100
+SETTLE_S = 2.0
+_NAME = re.compile(r"\d{8}T\d{6}Z-(?P<verb>[a-z]+)-[A-Za-z0-9._-]{1,64}\.json")
+
+
+def pending(run: RunDir, now: float) -> tuple[RequestSeen, ...]:
+    """Unanswered requests, oldest first, at most 100. `now`: Unix seconds."""
+    try:
+        names = sorted(os.listdir(run.requests))
+    except OSError:
+        return ()
+    known = set(names)
+    found = []
+    for name in names:
+        m = _NAME.fullmatch(name)
+        if m is None or name.endswith(".ack.json") or m["verb"] == "dump":
+            continue
+        if RunDir.ack_of(run.requests / name).name in known:
+            continue
+        seen = _read(run.requests / name, m["verb"], now)
+        if seen is not None:
+            found.append(seen)
+        if len(found) == MAX_PENDING:
+            break
+    return tuple(found)
+
+
+def _read(path: Path, verb: str, now: float) -> RequestSeen | None:
+    """None while a torn file may still be in the making."""
+    try:
+        st = path.lstat()
+        if st.st_uid not in (os.geteuid(), 0):
+            return RequestSeen(path.name, verb, problem=f"it belongs to another user (uid {st.st_uid})")
+        request = _checked(from_wire(Request, read_json(path, MAX_REQUEST_BYTES)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as e:
+        if path.is_symlink() or now - _mtime(path) > SETTLE_S:
+            return RequestSeen(path.name, verb, problem=f"it is not a request: {escape(e)}")
+        return None
+    if verb not in VERBS or request.verb != verb:
+        return RequestSeen(path.name, verb, problem=f"`{escape(request.verb)}` is not something a run can be asked")
+    return RequestSeen(path.name, verb, escape(request.who, 80), escape(request.why, 300), request.args)
+
+
+def _checked(request: Request) -> Request:
+    texts_ok = all(isinstance(t, str) for t in (request.verb, request.who, request.why))
+    if not texts_ok or not isinstance(request.args, dict):
+        raise ValueError("a field has another type")
+    return request
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def answer(run: RunDir, request: RequestSeen, ok: bool, why: str, data: dict[str, Any]) -> None:
+    """Write the answer beside the request. Raises OSError when the disk refuses."""
+    ack = Ack(ok, "supervisor", time.time(), why, data)
+    atomic_write_json(RunDir.ack_of(run.requests / request.name), as_wire(ack))

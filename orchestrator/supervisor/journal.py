@@ -1,0 +1,139 @@
+"""events.jsonl and status.json of one run: written by the supervisor that holds the lock, and by nobody else.
+
+An event is on disk before what it tells is acted upon; status.json is a picture of it for readers. A full disk delays
+both and ends nothing: events wait in memory, in order, and are written at the next try.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.supervisor.memory import Memory
+from workloads.contract.files import LineWriter, atomic_write_json, dump_json, read_tail, try_read_json
+from workloads.contract.records import Event, Status, as_wire, from_wire
+from workloads.contract.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+MAX_EVENTS_BYTES = 64 << 20
+MAX_WAITING = 1000
+STATUS_EVERY_S = 1.0
+WHO = "supervisor"
+
+
+def parse_events(raw: bytes) -> list[Event]:
+    """The good lines, oldest first; torn and foreign ones are skipped."""
+    events = []
+    for line in raw.split(b"\n"):
+        try:
+            row = json.loads(line)
+            row["frm"] = row.pop("from", None)
+            event = from_wire(Event, row)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            continue
+        texts = (event.who, event.what, event.why, event.to or "")
+        numbers_ok = type(event.seq) is int and type(event.attempt) is int and isinstance(event.ts, int | float)
+        if numbers_ok and all(isinstance(t, str) for t in texts) and isinstance(event.data, dict):
+            events.append(event)
+    return events
+
+
+@dataclass
+class Journal:
+    run: RunDir
+    clock: Callable[[], float] = time.time
+    memory: Memory = field(default_factory=Memory)
+    _seq: int = 0
+    _waiting: list[Event] = field(default_factory=list)
+    _writer: LineWriter | None = None
+    _written: Status | None = None
+    _written_at: float = 0.0
+
+    def load(self) -> None:
+        """Fold what is on disk. Attempts that only left a directory or an epoch count, so no number is used twice."""
+        for event in parse_events(read_tail(self.run.events, MAX_EVENTS_BYTES)):
+            self._seq = max(self._seq, event.seq + 1)
+            self.memory = self.memory.apply(event)
+        newest = max(self.memory.attempt, _epoch(self.run), *_attempts(self.run), 0)
+        if newest > self.memory.attempt:
+            log.warning("attempt %d is on disk, the events know %d", newest, self.memory.attempt)
+            self.memory = dataclasses.replace(self.memory, attempt=newest)
+
+    def event(
+        self,
+        what: str,
+        why: str = "",
+        *,
+        to: str | None = None,
+        data: Mapping[str, Any] | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """Write one event and fold it. Never raises: what cannot be written yet waits in memory."""
+        frm = self.memory.state.value if to is not None and self.memory.state else None
+        number = self.memory.attempt if attempt is None else attempt
+        event = Event(self._seq, self.clock(), number, WHO, what, why, frm, to, dict(data or {}))
+        self._seq += 1
+        self.memory = self.memory.apply(event)
+        self._waiting = [*self._waiting[-MAX_WAITING:], event]
+        self.flush()
+
+    def once(self, key: str, why: str, **data: Any) -> None:
+        """A note that is made once in the life of the run."""
+        if key not in self.memory.told:
+            self.event("note", why, data={"once": key, **data})
+
+    def flush(self) -> bool:
+        """Write what waits. False when the disk refuses."""
+        try:
+            while self._waiting:
+                if self._writer is None:
+                    self._writer = LineWriter(self.run.events)
+                self._writer.write(dump_json(self._waiting[0].wire()))
+                self._waiting.pop(0)
+        except OSError as e:
+            log.warning("an event could not be written: %s", e)
+            return False
+        return True
+
+    def status(self, status: Status, now: float) -> None:
+        """Write status.json: at once when more than figures changed, else at most once a second."""
+        old = self._written
+        news = old is None or (old.state, old.reason, old.attempt, old.behind, old.exit_codes, old.restarts) != (
+            status.state, status.reason, status.attempt, status.behind, status.exit_codes, status.restarts
+        )  # fmt: skip
+        if not news and now - self._written_at < STATUS_EVERY_S:
+            return
+        try:
+            atomic_write_json(self.run.status, as_wire(status), durable=news)
+        except OSError as e:
+            log.warning("status.json could not be written: %s", e)
+            return
+        self._written, self._written_at = status, now
+
+
+def _attempts(run: RunDir) -> list[int]:
+    try:
+        names = [p.name for p in run.ranks.iterdir()]
+    except OSError:
+        return []
+    return [int(n[1:]) for n in names if n[:1] == "a" and n[1:].isascii() and n[1:].isdigit()]
+
+
+def _epoch(run: RunDir) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(read_tail(run.epoch, 32))
+    return 0
+
+
+def submission(run: RunDir) -> tuple[int, str]:
+    """(n, why) of the keeper's last submission; (0, "") when it left none."""
+    row = try_read_json(run.submissions) or {}
+    n, why = row.get("n"), row.get("why")
+    return (n if type(n) is int else 0, why if isinstance(why, str) else "")
