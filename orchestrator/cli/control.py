@@ -49,11 +49,13 @@ def halt(
     else:
         say(*(line for s in stops for line in (*s.lines(), "")))
     late = [s.view.run.run_id for s in stops if s.timed_out]
-    if late and not no_wait:
-        raise RemoteError(
+    if late:
+        error = RemoteError(
             "E-HALT-001", f"run {late[0]} was asked to halt and has not stopped in time",
             where=str(home().run(late[0]).path), fix=f"orch status {late[0]}; orch halt {late[0]} --now",
         )  # fmt: skip
+        hint(error.render())  # not raised: under --json the one document is out already
+        raise typer.Exit(error.exit_code)
 
 
 def _halt(chosen: list[RunDir], *, now: bool, why: str, wait: bool, quiet: bool) -> list[Stopped]:

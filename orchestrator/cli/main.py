@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -109,7 +110,7 @@ def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
         return CliExit.INTERRUPTED
     except Exception as e:  # the top of the program: whatever happens becomes one block and an exit code
         if debug and not is_usage_error(e):
-            raise
+            traceback.print_exc()
         return _tell(block_of(e, _verb(head)), as_json="--json" in head)
     return int(code) if isinstance(code, int) else CliExit.OK
 

@@ -69,7 +69,7 @@ def test_debug_shows_a_traceback_and_only_then(orch, tiny, home):
     home.runs.chmod(0o700)
     assert "Traceback" not in orch("status", "tinny").err
     ran = orch("status", "tinny", "--debug")
-    assert "Traceback" in ran.err and ran.code == 1
+    assert "Traceback" in ran.err and "error[E-RUN-001]" in ran.err and ran.code == 2
 
 
 def test_unexpected_errors_become_a_block():
