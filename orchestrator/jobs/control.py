@@ -1,0 +1,170 @@
+"""Asking a run to halt, dump or go on: requests are files in its directory; supervisor or keeper answer beside them.
+
+Nothing here signals a process. Called by `orch halt`, `orch dump`, `orch resume` and by whoever waits for a run.
+"""
+
+from __future__ import annotations
+
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.runs.index import directories
+from pods.keeper.client import ensure_keeper
+from pods.keeper.runs import pending_requests
+from pods.tree import ensure_tree
+from workloads.contract.errors import ConflictError, LocalError
+from workloads.contract.files import atomic_write_json, try_read_json
+from workloads.contract.records import Ack, Request, as_wire, from_wire
+from workloads.contract.rundir import OrchHome, RunDir
+from workloads.contract.states import ENDED, RESUMABLE, RunState
+
+MAX_WHY_CHARS = 1000
+
+
+def halt(run: RunDir, *, now: bool, why: str, who: str) -> Path:
+    """Ask for a halt and write `.HALT`. One that is there stays as it is, but a gentle one is made urgent by `now`."""
+    request = _ask(run, "halt", why=why, who=who, args={"now": now})
+    if _is_regular(run.halt) and not (now and not _is_urgent(run.halt)):
+        return request
+    content = {"who": who, "why": why[:MAX_WHY_CHARS], "now": now, "ts": time.time()}
+    try:
+        atomic_write_json(run.halt, content)
+    except OSError as e:
+        raise _cannot_write(run.halt, e) from e
+    return request
+
+
+def dump(run: RunDir, *, ranks: Sequence[int] | None, why: str, who: str) -> Path:
+    """Ask for the stacks of every rank, or of `ranks`."""
+    return _ask(run, "dump", why=why, who=who, args={} if ranks is None else {"ranks": list(ranks)})
+
+
+def resume(run: RunDir, *, who: str, why: str, code: str = "run") -> Path:
+    """Ask an ended run to go on. A request nobody has answered yet is returned again.
+
+    `code`: "run" for the code it was launched with, "current" for this process's own. ConflictError for a run that
+    has not ended or succeeded; LocalError when its code is gone.
+    """
+    waiting = pending_requests(run, "resume")
+    if waiting:
+        return waiting[-1]
+    _refuse_state(run)
+    args: dict[str, Any] = {"code": code}
+    if code == "current":
+        args["tree"] = str(ensure_tree(home_of(run)))
+    else:
+        _refuse_lost_code(run)
+    return _ask(run, "resume", why=why, who=who, args=args)
+
+
+def wait_ack(request: Path, *, timeout_s: float, poll_s: float = 0.1) -> Ack | None:
+    """The answer, or None when there is none in time."""
+    path = RunDir.ack_of(request)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        row = try_read_json(path)
+        if row is not None:
+            return _ack(row)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
+        time.sleep(min(poll_s, left))
+
+
+def wake(home: OrchHome) -> None:
+    """Start the keeper if it is missing and have it look at its runs now. RemoteError when it does not come up.
+
+    It is run by the interpreter and from the tree of the newest run, or of this process when there is none.
+    """
+    python, tree = _newest(home) or (sys.executable, None)
+    ensure_keeper(home, python, tree or ensure_tree(home)).poke()
+
+
+def home_of(run: RunDir) -> OrchHome:
+    return OrchHome(run.path.parent.parent)
+
+
+def _ask(run: RunDir, verb: str, *, why: str, who: str, args: dict[str, Any]) -> Path:
+    path = run.request(verb, secrets.token_hex(4))
+    request = Request(verb=verb, who=who, ts=time.time(), why=why[:MAX_WHY_CHARS], args=args)
+    try:
+        run.requests.mkdir(exist_ok=True, mode=0o700)
+        atomic_write_json(path, as_wire(request))
+    except OSError as e:
+        raise _cannot_write(path, e) from e
+    return path
+
+
+def _cannot_write(path: Path, e: OSError) -> LocalError:
+    return LocalError(
+        "E-CTL-001", f"the request cannot be written: {e.strerror}", where=str(path),
+        fix="free some space, or mend the permissions of the run directory",
+    )  # fmt: skip
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_urgent(halt_file: Path) -> bool:
+    return (try_read_json(halt_file) or {}).get("now") is True
+
+
+def _refuse_state(run: RunDir) -> None:
+    row = try_read_json(run.status) or {}
+    state = str(row.get("state", RunState.QUEUED))
+    if state in RESUMABLE:
+        return
+    ident = run.run_id
+    if state in ENDED:
+        raise ConflictError(
+            "E-CTL-002", f"run {ident} has succeeded: there is nothing to resume", where=str(run.path), value=state,
+            expected="halted or failed", fix="launch a new run",
+        )  # fmt: skip
+    raise ConflictError(
+        "E-CTL-003", f"run {ident} has not ended: it is {state}", where=str(run.path), value=state,
+        expected="halted or failed", fix=f"orch status {ident}; orch halt {ident}",
+    )  # fmt: skip
+
+
+def _refuse_lost_code(run: RunDir) -> None:
+    tree = (try_read_json(run.run_json) or {}).get("tree")
+    if isinstance(tree, str) and not Path(tree).is_dir():
+        raise LocalError(
+            "E-CTL-004", f"the code that run {run.run_id} was launched with is gone", where=tree,
+            fix=f"orch resume {run.run_id} --code current",
+        )  # fmt: skip
+
+
+def _ack(row: dict[str, Any]) -> Ack:
+    known = {"ok": row.get("ok") is True, "who": str(row.get("who", "")), "ts": float(row.get("ts") or 0)}
+    data = row.get("data")
+    return from_wire(
+        Ack, {**known, "why": str(row.get("why", "")), "data": data if isinstance(data, dict) else {}}
+    )  # fmt: skip
+
+
+def _newest(home: OrchHome) -> tuple[str, Path | None] | None:
+    """(interpreter of orch's parts, tree) of the newest run that can still be carried out."""
+    rows = [r for r in (try_read_json(home.run(i).run_json) for i in directories(home)) if r is not None]
+    for row in sorted(rows, key=_created, reverse=True):
+        pods = row.get("pods")
+        tree = Path(str(row.get("tree", "")))
+        if isinstance(pods, list) and pods and isinstance(pods[0], dict) and tree.is_absolute() and tree.is_dir():
+            python = str(pods[0].get("orch_python") or pods[0].get("python") or sys.executable)
+            if Path(python).exists():
+                return python, tree
+    return None
+
+
+def _created(row: dict[str, Any]) -> float:
+    created = row.get("created")
+    return float(created) if isinstance(created, int | float) else 0.0

@@ -1,0 +1,101 @@
+"""`--set train.steps=200`: one key of a job changed from the command line. Pure.
+
+The value is read as YAML (`200`, `3e-4`, `[a, b]`, `"text"`); the last of two for one key wins. Whether the key exists
+and the value fits is for the job's check, which then points at the option instead of at a line.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pods.yamlfile import parse_yaml
+from workloads.contract.errors import ErrorGroup, OrchError, UsageError, raise_all
+
+MAX_OVERRIDES = 1000
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,15}")
+
+
+@dataclass(frozen=True)
+class Override:
+    path: tuple[str, ...]
+    value: object
+    text: str  # as typed
+
+    @property
+    def shown(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def where(self) -> str:
+        return f"--set {self.text}"
+
+
+def parse_overrides(sets: Sequence[str]) -> list[Override]:
+    """Every `K=V`, in order. All mistakes at once."""
+    found: list[Override] = []
+    errors: list[OrchError] = []
+    for text in sets[:MAX_OVERRIDES]:
+        try:
+            found.append(_parse(text))
+        except ErrorGroup as e:
+            errors += e.errors
+        except OrchError as e:
+            errors.append(e)
+    raise_all(errors)
+    return found
+
+
+def _parse(text: str) -> Override:
+    key, equals, value = text.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        raise UsageError(
+            "E-SET-001", "--set takes KEY=VALUE" if not equals else f"{key!r} is not a key", where=f"--set {text}",
+            expected="dotted keys of the job file, for example train.steps=200", fix="--set train.steps=200",
+        )  # fmt: skip
+    try:
+        return Override(tuple(key.split(".")), parse_yaml(value, f"--set {text}").data, text)
+    except OrchError as e:
+        first = e.errors[0] if isinstance(e, ErrorGroup) else e
+        raise UsageError(
+            "E-SET-002", f"the value of {key} cannot be read: {first.what}", where=f"--set {text}", value=value,
+            fix=first.fix or f"quote it: --set '{key}=\"...\"'",
+        ) from e  # fmt: skip
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """A copy of `data` with every override in it. UsageError when a key lies below one that is no mapping."""
+    result = copy.deepcopy(dict(data))
+    errors: list[OrchError] = []
+    for override in overrides:
+        inner = result
+        for depth, part in enumerate(override.path[:-1]):
+            below = inner.get(part)
+            if below is None:
+                below = inner[part] = {}
+            if not isinstance(below, dict):
+                errors.append(_no_keys_below(override, ".".join(override.path[: depth + 1])))
+                break
+            inner = below
+        else:
+            inner[override.path[-1]] = copy.deepcopy(override.value)
+    raise_all(errors)
+    return result
+
+
+def _no_keys_below(override: Override, parent: str) -> UsageError:
+    return UsageError(
+        "E-SET-003", f"{parent} has no keys below it", where=override.where, value=override.shown,
+        fix=f"--set {parent}=...",
+    )  # fmt: skip
+
+
+def origin(path: str, overrides: Sequence[Override]) -> str | None:
+    """Which option gave the value at `path`, if one did."""
+    for override in reversed(overrides):
+        if path == override.shown or path.startswith((override.shown + ".", override.shown + "[")):
+            return override.where
+    return None

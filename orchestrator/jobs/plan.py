@@ -1,0 +1,227 @@
+"""A plan: what a launch would do, as data. Pure: job, inventory, facts and context in, words and run.json out.
+
+`orch launch --dry-run` prints `render()`; `submit` carries the same object out. Nothing here reads a file, a clock or
+the environment: `orchestrator.jobs.launch.prepare` does.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.jobs import sizes
+from orchestrator.jobs.code import CodeState
+from orchestrator.jobs.interpreter import Interpreter
+from orchestrator.jobs.place import Placement, Where, choose_pod, place_ranks
+from orchestrator.jobs.rules import batch_rules
+from pods.clusterid import cluster_id
+from pods.facts import PodFacts
+from workloads.contract.config.inventory import Inventory, PodSpec
+from workloads.contract.config.job import JobSpec
+from workloads.contract.errors import LocalError, SpecError, raise_all
+from workloads.contract.rundir import OrchHome
+
+MIN_HOME_MIB = 1024
+MIN_SHM_MIB = 256
+MIN_PYTHON = (3, 11)
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """Everything a plan needs that is neither job, nor inventory, nor a fact of a pod."""
+
+    run_id: str
+    source: str
+    created: float  # Unix seconds
+    operator: str
+    uid: int
+    home: OrchHome
+    tree: str
+    cwd: str
+    env: Mapping[str, str]  # base environment of a rank, the job's not in it yet
+    rank_python: Interpreter
+    orch_python: Interpreter
+    orch_version: str
+    code: CodeState = field(default_factory=CodeState)
+    notes: tuple[str, ...] = ()
+    where: Where = field(default=lambda path: path, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    spec: JobSpec
+    context: LaunchContext
+    placement: Placement
+    facts: PodFacts
+    argv: tuple[str, ...]
+    cluster: str
+    warnings: tuple[str, ...]
+
+    @property
+    def run_id(self) -> str:
+        return self.context.run_id
+
+    def run_json(self) -> dict[str, Any]:
+        """The content of run.json; see runbooks/design/01-local-thread.md."""
+        c, p = self.context, self.placement
+        return {
+            "v": 1,
+            "run": c.run_id,
+            "name": self.spec.name,
+            "kind": self.spec.kind,
+            "created": c.created,
+            "operator": c.operator,
+            "source": c.source,
+            "job": self.spec.model_dump(),
+            "head": p.pod,
+            "cluster": self.cluster,
+            "pods": [
+                {
+                    "name": p.pod, "address": LOOPBACK, "ranks": list(range(p.ranks)), "gpus": p.gpus,
+                    "python": c.rank_python.path, "orch_python": c.orch_python.path, "root": str(c.home.path),
+                }
+            ],
+            "world_size": p.ranks,
+            "cpus_per_rank": p.cpus_per_rank,
+            "gpus_per_rank": p.gpus_per_rank,
+            "argv": list(self.argv),
+            "cwd": c.cwd,
+            "env": {**c.env, **self.spec.env},
+            "tree": c.tree,
+            "code": {"commit": c.code.commit, "dirty": c.code.dirty},
+            "versions": {"orch": c.orch_version, "python": c.orch_python.version, "ray": c.orch_python.ray},
+        }  # fmt: skip
+
+    def resolved_config(self) -> dict[str, Any]:
+        """The job with every `auto` resolved: what is really carried out."""
+        job = self.spec.model_dump()
+        job["resources"] = {
+            "ranks": self.placement.ranks,
+            "gpus_per_rank": self.placement.gpus_per_rank,
+            "cpus_per_rank": self.placement.cpus_per_rank,
+        }
+        return job
+
+    def steps(self) -> list[str]:
+        """What happens, in order, in words."""
+        c, p = self.context, self.placement
+        each = (
+            f"{p.cpus_per_rank} CPU{'s' * (p.cpus_per_rank > 1)}, {p.gpus_per_rank} GPU{'s' * (p.gpus_per_rank != 1)}"
+        )
+        return [
+            f"orch's own files are copied to {c.tree}, if they are not there",
+            f"the run directory {c.home.runs / c.run_id} is made: from here on the run is submitted",
+            f"the keeper of pod {p.pod} is started, if it does not run, and told",
+            f"the keeper starts Ray (cluster {self.cluster}), if it is down, and in it a supervisor for this run",
+            f"the supervisor waits for {p.ranks} x ({each}) on pod {p.pod}",
+            f"{p.ranks} rank{'s are' if p.ranks > 1 else ' is'} started in {c.cwd}: {shlex.join(self.argv)}",
+            *self._care(),
+        ]
+
+    def _care(self) -> list[str]:
+        restart = self.spec.restart
+        again = f"a rank that dies is started again, at most {restart.max} times without a new step"
+        if self.spec.kind == "command":
+            return [again]
+        spec, checkpoint = self.spec, self.spec.checkpoint
+        when = [f"every {checkpoint.every_steps} steps"] if checkpoint.every_steps else []
+        when += [f"every {checkpoint.every_s:g} s"] if checkpoint.every_s else []
+        return [
+            f"{spec.train.steps} steps of {sizes.short(sizes.tokens_a_step(spec))} tokens train a model of about "
+            f"{sizes.short(sizes.parameters(spec.model))} parameters on {spec.data.source}",
+            f"a checkpoint {' and '.join([*when, 'at the end'])}; the newest {checkpoint.keep} are kept",
+            again,
+        ]
+
+    def render(self) -> str:
+        """For a person: no final newline."""
+        lines = [f"plan for run {self.run_id} ({self.spec.kind}, from {self.context.source})"]
+        lines += [f"  {i}. {step}" for i, step in enumerate(self.steps(), 1)]
+        lines += [f"  warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "run": self.run_id,
+            "source": self.context.source,
+            "steps": self.steps(),
+            "warnings": list(self.warnings),
+            "run_json": self.run_json(),
+        }
+
+
+def make_plan(spec: JobSpec, inventory: Inventory, facts: Mapping[str, PodFacts], context: LaunchContext) -> Plan:
+    """SpecError for a job that cannot be carried out on these pods, LocalError for a machine that cannot do it."""
+    pod, pod_spec = choose_pod(spec, inventory, context.where)
+    here = facts[pod]
+    _refuse_root(pod, pod_spec, context)
+    _refuse_python(spec, context)
+    placement = place_ranks(spec, pod, here, context.where)
+    if spec.kind == "train":
+        raise_all([b.error("JOB", context.where(b.path)) for b in batch_rules(spec, placement.ranks)])
+    _refuse_disk(spec, here, context)
+    argv = spec.command or [context.rank_python.path, "-m", "workloads.train"]
+    cluster = cluster_id([pod], context.uid, context.home, context.orch_python.ray or "none")
+    return Plan(spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context))
+
+
+def _refuse_root(pod: str, pod_spec: PodSpec, context: LaunchContext) -> None:
+    if pod_spec.root is not None and OrchHome.from_env({"ORCH_HOME": pod_spec.root}) != context.home:
+        raise SpecError(
+            "E-PLAN-007", f"pods.{pod}.root differs from this machine's own home", where=str(context.home.inventory),
+            value=pod_spec.root, expected=str(context.home.path), fix=f"remove `root` of pod {pod}, or set ORCH_HOME",
+        )  # fmt: skip
+
+
+def _refuse_python(spec: JobSpec, context: LaunchContext) -> None:
+    for python, area in ((context.orch_python, "orch's own parts"), (context.rank_python, "the ranks")):
+        if not python.version:
+            raise LocalError(
+                "E-PLAN-008", f"the Python for {area} cannot be run", where=context.where("python"), value=python.path,
+                fix="give the path of an interpreter: --set python=/usr/bin/python3",
+            )  # fmt: skip
+        old = _version(python.version) < MIN_PYTHON
+        if old and (python is context.orch_python or spec.kind == "train"):
+            raise LocalError(
+                "E-PLAN-009", f"the Python for {area} is too old", where=python.path, value=python.version,
+                expected="3.11 or 3.12", fix="install Python 3.12 and orch in it",
+            )  # fmt: skip
+    missing = [] if context.orch_python.ray else [("Ray", context.orch_python)]
+    if spec.kind == "train" and not context.rank_python.torch:
+        missing.append(("torch", context.rank_python))
+    if missing:
+        what, python = missing[0]
+        raise LocalError(
+            "E-PLAN-010", f"{what} is not installed for this Python", where=python.path,
+            fix=f"{python.path} -m pip install 'orch-runs[pod]'",
+        )  # fmt: skip
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")[:2])
+
+
+def _refuse_disk(spec: JobSpec, facts: PodFacts, context: LaunchContext) -> None:
+    need = MIN_HOME_MIB + (sizes.checkpoints_mib(spec) if spec.kind == "train" else 0)
+    if facts.home_free_mib < need:
+        raise LocalError(
+            "E-PLAN-011", "too little free disk for this run", where=str(context.home.path),
+            value=f"{facts.home_free_mib} MiB free", expected=f"at least {need} MiB (checkpoints included)",
+            fix="free some space, or point ORCH_HOME to another disk",
+        )  # fmt: skip
+
+
+def _warnings(spec: JobSpec, facts: PodFacts, context: LaunchContext) -> tuple[str, ...]:
+    found = list(context.notes)
+    if facts.shm_mib < MIN_SHM_MIB:
+        found.append(f"/dev/shm has {facts.shm_mib} MiB free; Ray then uses slower storage (docker run --shm-size=1g)")
+    if facts.gpu_error:
+        found.append(f"the GPUs cannot be listed: {facts.gpu_error}")
+    if spec.kind == "command" and _version(context.rank_python.version) < MIN_PYTHON:
+        found.append(
+            f"workloads.runtime needs Python 3.11; {context.rank_python.path} is {context.rank_python.version}"
+        )
+    return tuple(found)

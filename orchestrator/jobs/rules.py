@@ -1,0 +1,113 @@
+"""Rules of a job that need more than one part of it, beyond those of the models. Pure.
+
+Each broken rule is a `Broken`; `orchestrator.jobs.jobfile` and the plan put file and line to it.
+"""
+
+from __future__ import annotations
+
+from pods.specwords import Broken
+from workloads.contract.config.job import JobSpec
+
+RESERVED_ENV = frozenset(
+    {
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT",
+        "CUDA_VISIBLE_DEVICES", "PYTHONUNBUFFERED",
+    }
+)  # fmt: skip
+FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
+TRAIN_ONLY = ("model", "data", "train")
+
+LATER = {
+    "secrets": "secret environment variables",
+    "requirements": "environments made by orch",
+    "health": "health rules of one's own",
+    "require": "requirements of pods",
+    "logs": "limits of logs",
+    "resources.min_ranks": "runs with fewer ranks than asked for",
+    "resources.spares": "spare ranks",
+    "checkpoint.replicate": "copies of checkpoints on other pods",
+    "kind=decode": "decoding",
+    "kind=parity": "parity measurements",
+    "kind=bench": "benchmarks",
+    "data.source=hub": "data from the hub",
+    "data.source=parquet": "Parquet data",
+    "data.source=jsonl": "JSONL data",
+    "model.attention.kind=nsa": "native sparse attention",
+    "model.attention.kind=decoupled": "decoupled attention",
+}
+"""Keys and values that the design names and this version does not have."""
+
+
+def broken_rules(spec: JobSpec) -> list[Broken]:
+    """Everything that can be told before pods are looked at."""
+    found = _environment(spec)
+    if spec.kind == "command":
+        found += _no_effect(spec)
+        return found
+    every, steps = spec.checkpoint.every_steps, spec.train.steps
+    if every is not None and every > steps:
+        found.append(
+            Broken(
+                "checkpoint.every_steps",
+                "checkpoint.every_steps is larger than train.steps: it would never be reached",
+                f"at most train.steps = {steps}",
+                f"every_steps: {max(1, steps // 10)}   (or remove the key)",
+                every,
+            )
+        )
+    if isinstance(spec.resources.ranks, int):
+        found += batch_rules(spec, spec.resources.ranks)
+    return found
+
+
+def batch_rules(spec: JobSpec, ranks: int) -> list[Broken]:
+    """The global batch must divide evenly over `ranks`, and a rank's share over its micro batches."""
+    batch, micro = spec.train.global_batch, spec.train.micro_batch
+    if batch % ranks:
+        low, high = batch // ranks * ranks, (batch // ranks + 1) * ranks
+        return [
+            Broken(
+                "train.global_batch",
+                "train.global_batch does not divide over the ranks",
+                f"a multiple of {ranks} (ranks)",
+                f"global_batch: {high}" + (f"   (or {low})" if low else ""),
+                batch,
+            )
+        ]
+    share = batch // ranks
+    if micro is not None and share % micro:
+        best = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)
+        return [
+            Broken(
+                "train.micro_batch",
+                "train.micro_batch does not divide a rank's share of the batch",
+                f"a divisor of {share} (train.global_batch {batch} / {ranks} ranks)",
+                f"micro_batch: {best}",
+                micro,
+            )
+        ]
+    return []
+
+
+def _environment(spec: JobSpec) -> list[Broken]:
+    found = []
+    for key, value in spec.env.items():
+        reserved = key in RESERVED_ENV or key.startswith(("ORCH_", "RAY_"))
+        if key == "OMP_NUM_THREADS":
+            fix = f"runtime: {{omp_threads: {value}}}"
+            found.append(Broken(f"env.{key}", f"env.{key} is set by orch", fix=fix, value=value))
+        elif reserved and key not in FREE_ENV:
+            found.append(
+                Broken(f"env.{key}", f"env.{key} is set, or kept out, by orch", fix="remove the key", value=value)
+            )
+        elif "\0" in value:
+            found.append(Broken(f"env.{key}", f"env.{key} holds a NUL", fix="remove it"))
+    return found
+
+
+def _no_effect(spec: JobSpec) -> list[Broken]:
+    return [
+        Broken(part, f"{part} has no effect on kind `command`", "kind: train", f"remove `{part}`")
+        for part in TRAIN_ONLY
+        if part in spec.model_fields_set
+    ]
