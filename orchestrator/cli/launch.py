@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeJob, emit, home, say
+from orchestrator.cli.shared import Json, MaybeJob, emit, hint, home, say
 from workloads.contract.errors import UsageError
 from workloads.contract.exitcodes import CliExit
 
@@ -84,7 +84,6 @@ def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | 
 
 
 def _submit(plan: Plan, *, json: bool, quiet: bool) -> RunDir:
-    from orchestrator.cli.shared import hint
     from orchestrator.jobs.launch import submit
     from orchestrator.runs.render import duration
 
@@ -96,7 +95,10 @@ def _submit(plan: Plan, *, json: bool, quiet: bool) -> RunDir:
         done = submit(plan, home(), on_stage)
     except KeyboardInterrupt:
         there = home().run(plan.run_id).run_json.exists()
-        hint(f"interrupted; run {plan.run_id} was {'submitted and goes on' if there else 'not submitted'}")
+        if there:
+            _goes_on(plan.run_id)
+        else:
+            hint("interrupted; nothing was submitted")
         raise
     if quiet:
         return done.run
@@ -117,7 +119,6 @@ def _submitted(run: RunDir, *, created: bool) -> None:
 
 
 def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
-    from orchestrator.cli.shared import hint
     from orchestrator.runs.follow import exit_code, follow, last_words
     from orchestrator.runs.report import ending, ending_json
     from orchestrator.runs.waiting import Live
@@ -127,10 +128,7 @@ def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
         view = follow(run, live)
     except KeyboardInterrupt:
         live.line("")
-        hint(
-            f"detached; run {run.run_id} goes on\n"
-            f"  orch logs {run.run_id} -f     follow it\n  orch halt {run.run_id}        checkpoint and stop it"
-        )
+        _goes_on(run.run_id)
         return CliExit.INTERRUPTED
     took = time.monotonic() - began
     if json:
@@ -138,3 +136,11 @@ def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
     else:
         say(*last_words(view), *ending(view, took))
     return exit_code(view)
+
+
+def _goes_on(run_id: str) -> None:
+    hint(
+        f"detached; run {run_id} goes on\n"
+        f"  orch logs {run_id} -f   follow it\n"
+        f"  orch halt {run_id}      checkpoint and stop it"
+    )

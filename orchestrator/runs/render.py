@@ -62,6 +62,8 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     seconds = max(seconds, 0.0)
+    if seconds < 0.0005:
+        return "0 s"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:
@@ -95,10 +97,10 @@ def ago(seconds: float | None) -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A float for people: `digits` significant ones; whole thousands get a separator; `-` when unknown."""
+    """A float for people: `digits` significant ones; whole thousands with a separator; `-` when unknown."""
     if value is None:
         return "-"
-    if value == value and abs(value) >= 10_000 and abs(value) != float("inf"):
+    if 1_000 <= abs(value) < 1e12:
         return f"{value:,.0f}".replace(",", " ")
     return f"{value:.{digits}g}"
 

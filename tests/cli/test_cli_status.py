@@ -40,7 +40,7 @@ def test_submitted_but_no_supervisor_yet(orch, make, home):
     assert row["attempt"] is row["step"] is row["loss"] is row["last_beat_age_s"] is None
     assert row["pods"] == ["local"] and row["exit_codes"] == {}
     made.run.submissions.write_text(json.dumps({"n": 1, "ts": time.time(), "cluster": "0" * 12}))
-    assert "the keeper submitted it 0 s ago" in orch("status", "tiny").out
+    assert "the keeper submitted it " in orch("status", "tiny").out
     home.keeper_record.unlink()
     assert "no keeper runs on this machine" in snapshot(made.run, time.time()).reason
 
