@@ -30,7 +30,7 @@ def test_cached_decoding_equals_the_full_forward_pass(model: Decoder, chunks: li
     caches = model.new_caches(3, 16)
     with torch.no_grad():
         whole = model(x_BT)
-        parts = [model(part, caches=caches) for part in x_BT.split(chunks, dim=1)]
+        parts = [model(part, caches=caches) for part in torch.split(x_BT, chunks, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
     for cache in caches:
         cache.check()
@@ -83,7 +83,7 @@ def test_a_cache_refuses_what_does_not_fit() -> None:
 
 def test_packed_sequences_do_not_see_each_other(model: Decoder) -> None:
     lengths = [4, 1, 7]
-    parts = tokens(1, 12).split(lengths, dim=1)
+    parts = torch.split(tokens(1, 12), lengths, dim=1)
     borders = torch.tensor([0, 4, 5, 12], dtype=torch.int32)
     with torch.no_grad():
         packed = model(torch.cat(parts, dim=1), cu_seqlens=borders)
@@ -121,7 +121,7 @@ def test_grouped_queries_equal_repeated_heads() -> None:
     torch.manual_seed(3)
     grouped = make_attention(SPEC)
     full = make_attention(ModelSpec(dim=32, layers=2, heads=4, kv_heads=4))
-    q, k, v = grouped.qkv.weight.detach().split([32, 16, 16])
+    q, k, v = torch.split(grouped.qkv.weight.detach(), [32, 16, 16])
     repeated = [w.reshape(2, 1, 8, 32).expand(2, 2, 8, 32).reshape(32, 32) for w in (k, v)]
     with torch.no_grad():
         full.qkv.weight.copy_(torch.cat((q, *repeated)))

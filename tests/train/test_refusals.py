@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.harness import ROOT, exactness, launch_ranks, ledger, make_run, train
+from workloads.contract.beats import BeatReader
 from workloads.contract.rundir import RunDir
+from workloads.contract.states import Phase
 from workloads.runtime.manifest import newest_verified, parse_manifest, read_manifest, verify
 
 ONE = {"train": {"steps": 10}, "checkpoint": {"every_s": None, "every_steps": 5}}
@@ -118,6 +120,16 @@ def test_a_changed_job_is_refused_by_field_name(copy: RunDir) -> None:
     assert "model.dim, train.lr" in copy.rank_log(0).read_text()
 
 
+def test_a_refusal_ends_every_rank(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ONE)
+    assert train(run) == [0, 0]
+    row = json.loads(run.run_json.read_text())
+    row["job"]["train"]["seed"] = 5
+    run.run_json.write_text(json.dumps(row))
+    assert train(run, attempt=2) == [77, 77]
+    assert "Traceback" not in run.rank_log(0).read_text() + run.rank_log(1).read_text()
+
+
 def test_a_changed_corpus_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"to be or not to be, that is the question. " * 100)
@@ -192,6 +204,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small_disk: Path) -> Non
         ranks.until(lambda: ranks.log(0).count("checkpoint: ") > saved)
         run.halt.touch()
         assert ranks.wait() == [75, 75]
+    reader = BeatReader(run.heartbeat(0), 0)
+    assert reader.read()[-1].msg is Phase.HALTING and reader.bad <= 3  # torn lines are counted, never merged
     steps = [r["step"] for r in ledger(run)]
     assert steps == list(range(1, len(steps) + 1))
     path, rejected = newest_verified(run, run_id=run.run_id)

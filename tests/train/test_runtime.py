@@ -15,15 +15,16 @@ from tests.train.harness import launch_ranks, make_run, rank_env
 from workloads.contract.beats import BeatReader
 from workloads.contract.files import read_json
 from workloads.contract.states import Phase
-from workloads.runtime import Run
+from workloads.runtime import Run, heartbeat
 from workloads.runtime.fence import newest_epoch
 from workloads.runtime.haltwatch import is_halt_request
 from workloads.runtime.rankenv import RankEnv
+from workloads.runtime.reduction import StepReduction
 
 SCRIPT = """
 import sys, time
 import torch, torch.distributed as dist
-from workloads.runtime import Run
+from workloads.runtime import Run, heartbeat
 run = Run.from_env()
 run.phase("loading")
 dist.init_process_group("gloo")
@@ -109,10 +110,35 @@ def test_beats_are_limited_and_phases_are_not(tmp_path: Path) -> None:
     assert all(b.attempt == 3 for b in beats)
 
 
+def test_a_long_phase_still_gives_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "KEEPALIVE_S", 0.2)
+    monkeypatch.setattr(heartbeat, "_TICK_S", 0.05)
+    env = local_env(tmp_path)
+    run = Run(env)
+    run.beat(step=4, loss=1.0)
+    run.phase("compiling")
+    time.sleep(1.0)
+    run.done(4)
+    beats = BeatReader(env.run.heartbeat(0), 0).read()
+    assert [b.msg for b in beats[3:-1]].count(Phase.COMPILING) >= 2
+    assert all(b.fields.keys() == {"step"} for b in beats[3:])
+
+
+def test_a_nan_loss_leaves_the_halt_flag_alone() -> None:
+    torch = pytest.importorskip("torch")
+    reduction: StepReduction[int] = StepReduction(2)
+    assert reduction.push([0.0, 1.0], 1, on_device={0: torch.tensor(float("nan"))}) is None
+    landed = reduction.push([0.0, 0.0], 2)
+    assert landed is not None and landed[1] == 1 and landed[0][0] != landed[0][0] and landed[0][1] == 1.0
+    assert reduction.drain() == ([0.0, 0.0], 2) and reduction.drain() is None
+    with pytest.raises(ValueError, match="lanes"):
+        reduction.push([0.0], 3)
+
+
 def test_odd_values_are_left_out_and_nan_is_told(tmp_path: Path) -> None:
     env = local_env(tmp_path)
     run = Run(env)
-    run.beat(step=1, loss=float("nan"), lr="high", grad_norm=1e30, toks_per_s=None, pod="x" * 5000, mine=3)  # type: ignore[arg-type]
+    run.beat(step=1, loss=float("nan"), lr="high", grad_norm=1e30, toks_per_s=None, pod="x" * 5000, mine=3)
     beat = BeatReader(env.run.heartbeat(0), 0).read()[-1]
     assert beat.get("loss") != beat.get("loss")
     assert set(beat.fields) == {"step", "loss", "pod"}

@@ -5,6 +5,7 @@ The state travels with each batch: what lies in the queue was not consumed. Call
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from workloads.data.batches import Batch
 
 DEPTH = 2
-WAIT_S = 30.0
+WAIT_SLICES = 30
+SLICE_S = 1.0  # counted in slices: a rank that was stopped for a minute has lost one of them
 _WINDOW = 200
 
 
@@ -42,14 +44,17 @@ class Prefetcher:
     def next(self) -> Batch:
         """The next batch. TimeoutError when none came for 30 s; the maker's own error is raised here."""
         begin = time.perf_counter()
-        try:
-            item = self._queue.get(timeout=WAIT_S)
-        except queue.Empty:
-            raise TimeoutError(f"no batch for {WAIT_S:.0f} s") from None
+        item = self._take()
         self._waits.append(time.perf_counter() - begin)
         if isinstance(item, Exception):
             raise item
         return item
+
+    def _take(self) -> Batch | Exception:
+        for _ in range(WAIT_SLICES):
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=SLICE_S)
+        raise TimeoutError(f"no batch for {WAIT_SLICES * SLICE_S:.0f} s")
 
     def times(self) -> FetchTimes:
         ordered = sorted(self._waits)

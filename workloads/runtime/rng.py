@@ -1,4 +1,4 @@
-"""Random number state of one rank as JSON (never a pickle): Python, numpy, torch on the CPU and on each GPU.
+"""Random number state of one rank as JSON (never a pickle): Python, numpy, torch on the CPU and on this rank's GPU.
 
 Called by the checkpoint writer and reader. torch and numpy are imported inside functions.
 """
@@ -15,11 +15,12 @@ def capture() -> dict[str, Any]:
 
     version, internal, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    on_gpu = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0  # else a CPU rank would wake the GPU
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, np.asarray(keys, dtype=np.uint32).tobytes().hex(), int(pos), int(has_gauss), float(cached)],
         "torch": bytes(torch.get_rng_state().tolist()).hex(),
-        "cuda": [bytes(s.tolist()).hex() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": [bytes(torch.cuda.get_rng_state().tolist()).hex()] if on_gpu else [],
     }
 
 
@@ -36,5 +37,5 @@ def restore(state: dict[str, Any]) -> None:
     name, keys, pos, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.frombuffer(bytes.fromhex(keys), dtype=np.uint32), pos, has_gauss, cached))
     torch.set_rng_state(tensor(state["torch"]))
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([tensor(s) for s in state["cuda"]])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(tensor(state["cuda"][0]))

@@ -114,9 +114,9 @@ class Run:
         self._close()
         return int(RankExit.CHECKPOINTED)
 
-    def done(self, step: int | None = None) -> int:
-        """The work is finished: the last beat. Returns 0."""
-        self.phase(Phase.DONE, step=step)
+    def done(self, step: int | None = None, **fields: object) -> int:
+        """The work is finished: the last beat, with what is known of the last step. Returns 0."""
+        self.phase(Phase.DONE, step=step, **fields)
         self._close()
         return int(RankExit.DONE)
 

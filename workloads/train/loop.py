@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.contract.config.job import JobSpec
-from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import Phase
 from workloads.data.batches import Batch, batch_hash
 from workloads.data.prefetch import Prefetcher
@@ -116,10 +115,7 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.machine.device)
         for start in range(0, rows, micro):
             last = start + micro >= rows
-            hold = (
-                nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
-            )
-            with hold:
+            with nullcontext() if last else self._no_sync():
                 with self.machine.autocast():
                     logits_BTV = self.model(x_BT[start : start + micro])
                 targets = y_BT[start : start + micro].flatten()
@@ -127,6 +123,10 @@ class Trainer:
                 (loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Gradients of all but the last micro batch stay on this rank."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _absorb(self, landed: tuple[list[float], StepFacts] | None) -> None:
         """Take in the sums of the step before: its row, its beat, what ranks agreed on."""
@@ -198,5 +198,5 @@ class Trainer:
             print("error: the last checkpoint could not be saved", file=sys.stderr, flush=True)
             return 1
         print(f"done: {self.position.step} steps", flush=True)
-        self.run.done(self.position.step)
-        return int(RankExit.DONE)
+        loss = self._row.loss if self._row else None
+        return self.run.done(self.position.step, steps=self.job.train.steps, loss=loss)
