@@ -16,6 +16,7 @@ from orchestrator.supervisor.seen import (
     Answer,
     Fall,
     GangState,
+    KeepHalt,
     LatchHalt,
     Leave,
     Place,
@@ -249,7 +250,7 @@ def _halting(s: Seen) -> list[Action]:
     if died and not s.stopping and fallen is not None and not _sent_by_us(fallen):
         # peers of a dead rank cannot agree on a step any more
         return [Stop(sentence(fallen), *HALT_PEER_CLOCKS)]
-    return []
+    return [KeepHalt()] if s.halt is None else []
 
 
 def _sent_by_us(rank: RankSeen) -> bool:

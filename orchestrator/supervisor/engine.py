@@ -24,6 +24,7 @@ from orchestrator.supervisor.seen import (
     Fall,
     GangSeen,
     GangState,
+    KeepHalt,
     LatchHalt,
     Leave,
     Limits,
@@ -131,11 +132,11 @@ class Engine:
         memory = self.journal.memory
         if memory.state != self._state:
             self._state, self._entered, self._told = memory.state, now, None
-        self._stages.entered(memory.state, now)
+        self._stages.entered(memory.state)
         ranks, self._figures, best = self.gang.ranks(memory.attempt) if memory.attempt else ((), Figures(), -1)
         gang = GangSeen(GangState.NONE) if memory.ended or memory.state is None else self.gang.look(now)
         if not memory.ended:
-            self._stages.saw(memory, gang, ranks, now)
+            self._stages.saw(memory, gang, ranks)
         quiet = all(r.phase in QUIET for r in ranks)
         self._over_since = (self._over_since or now) if quiet and ranks else None
         fallen = any(is_bad(r.finished) for r in ranks)
@@ -188,12 +189,16 @@ class Engine:
             case WriteHalt(request):
                 now_too = request.args.get("now") is True
                 files.write_halt(self.run, who=request.who, why=request.why, now=now_too)
+            case KeepHalt():
+                files.write_halt(self.run, who="supervisor", why=seen.memory.halt or "", now=False)
             case Answer(request, ok, why):
                 inbox.answer(self.run, request, ok, why, {"ranks": self._acks()} if request.verb == "halt" else {})
             case Resume():
                 self._resume(action, seen)
             case Place():
                 self.gang.place()
+                if not seen.memory.closed:
+                    self.journal.event("note", "Ray lost the gang; placing it again around the living ranks")
             case Prepare():
                 self.gang.prepare()
             case Start(number):

@@ -130,6 +130,11 @@ class WriteHalt:
 
 
 @dataclass(frozen=True)
+class KeepHalt:
+    """`.HALT` was taken away while halting; a latched halt stands, and the shims may not have seen it yet."""
+
+
+@dataclass(frozen=True)
 class Answer:
     request: RequestSeen
     ok: bool
@@ -198,6 +203,6 @@ class Leave:
 
 
 Action = (
-    Transition | Tell | LatchHalt | WriteHalt | Answer | Resume | Place | Prepare | Start | Spawn | Fall | Stop | Sweep
-    | Verdict | Leave
+    Transition | Tell | LatchHalt | WriteHalt | KeepHalt | Answer | Resume | Place | Prepare | Start | Spawn | Fall
+    | Stop | Sweep | Verdict | Leave
 )  # fmt: skip

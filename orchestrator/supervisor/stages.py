@@ -6,7 +6,8 @@ in the middle tells only what it saw begin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.supervisor.journal import Journal
@@ -14,30 +15,30 @@ from orchestrator.supervisor.memory import Memory
 from orchestrator.supervisor.seen import GangSeen, GangState, RankSeen
 from workloads.contract.states import RunState
 
-BEGINS = frozenset({RunState.QUEUED, RunState.RESUMING})
 ORDER = ("placed", "agents", "ranks started", "first beat", "first step")
 
 
 @dataclass
 class Stages:
     journal: Journal
+    mono: Callable[[], float] = time.monotonic
     _since: float | None = None
     _open: list[str] = field(default_factory=list)
     _state: RunState | None = None
 
-    def entered(self, state: RunState | None, now: float) -> None:
-        """A start begins with `queued` or `resuming`; `queued` after `resuming` is the same start."""
+    def entered(self, state: RunState | None) -> None:
+        """A start begins with `queued`, or with `starting` where the gang is still there."""
         if state == self._state:
             return
-        fresh = state in BEGINS and self._state not in (RunState.RESUMING, RunState.PREPARING, RunState.QUEUED)
-        self._state = state
-        if state == RunState.STARTING and self._open[:1] == ["ranks started"]:
-            self._since = now  # the wait before a restart is nobody's work
-        if fresh:
-            self._since, self._open = now, list(ORDER)
+        before, self._state = self._state, state
+        if state == RunState.QUEUED and before != RunState.PREPARING:
+            self._since, self._open = self.mono(), list(ORDER)
+        elif state == RunState.STARTING and before == RunState.RESUMING:
+            self._since, self._open = self.mono(), list(ORDER[2:])
 
-    def saw(self, memory: Memory, gang: GangSeen, ranks: Sequence[RankSeen], now: float) -> None:
+    def saw(self, memory: Memory, gang: GangSeen, ranks: Sequence[RankSeen]) -> None:
         """Tell every stage that was reached."""
+        now = self.mono()
         if self._since is None or not self._open:
             return
         started = memory.state in (RunState.STARTING, RunState.RUNNING)

@@ -1,0 +1,294 @@
+"""The decision on random histories: its promises hold whatever is seen, in whatever order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.supervisor.decide import decide
+from orchestrator.supervisor.memory import Memory
+from orchestrator.supervisor.outcome import is_bad
+from orchestrator.supervisor.seen import (
+    Action,
+    Fall,
+    GangSeen,
+    GangState,
+    LatchHalt,
+    Leave,
+    Limits,
+    RankPhase,
+    RankSeen,
+    RequestSeen,
+    Resume,
+    Seen,
+    Spawn,
+    Start,
+    Stop,
+    Transition,
+)
+from workloads.contract.haltfile import Halt
+from workloads.contract.records import Event, RankRecord
+from workloads.contract.states import ENDED, RESUMABLE, TRANSITIONS, RunState
+
+LIMITS = Limits("train", 3, (0.0, 5.0, 30.0))
+HALT = Halt(False, "enough", "me", 1.0)
+
+
+def record(rank: int = 0, *, code: int | None = None, signal: int | None = None, **more: object) -> RankRecord:
+    ended = None if code is None and signal is None and "error" not in more else 100.0
+    base = RankRecord("r", 1, rank, "local", 1, 1, "b", ["x"], 50.0, pid=10, start_time=5)
+    return replace(base, ended=ended, exit_code=code, signal=signal, **{"cause": "exited", **more})  # type: ignore[arg-type]
+
+
+def rank(number: int, phase: RankPhase, rec: RankRecord | None = None, step: int | None = None) -> RankSeen:
+    return RankSeen(number, "local", phase, rec, None, step)
+
+
+def ended(number: int, **kwargs: object) -> RankSeen:
+    step = kwargs.pop("step", None)
+    return rank(number, RankPhase.ENDED, record(number, **kwargs), step)  # type: ignore[arg-type]
+
+
+def alive(number: int, step: int | None = None) -> RankSeen:
+    return rank(number, RankPhase.ALIVE, record(number), step)
+
+
+def seen(state: RunState | None, ranks: tuple[RankSeen, ...] = (), **changes: object) -> Seen:
+    memory = Memory(state=state, attempt=1 if ranks else 0, closed=state not in (RunState.STARTING, RunState.RUNNING))
+    memory = replace(memory, **changes.pop("memory", {}))  # type: ignore[arg-type]
+    base = Seen(
+        memory, LIMITS, ranks, GangSeen(GangState.READY), 100.0, over_s=1.0, busy={}, strays=() if ranks else None
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def only_transition(actions: list[Action]) -> Transition:
+    moves = [a for a in actions if isinstance(a, Transition)]
+    assert len(moves) == 1, actions
+    return moves[0]
+
+
+def fold(memory: Memory, actions: list[Action]) -> Memory:
+    """The memory after the events that the engine writes for these actions."""
+    for a in actions:
+        if isinstance(a, Transition):
+            event = Event(0, 0.0, memory.attempt, "s", "state", a.why, to=a.to.value, data=dict(a.data))
+        elif isinstance(a, Start):
+            event = Event(0, 0.0, a.attempt, "s", "state", "", to="starting", data={"base_step": -1})
+        elif isinstance(a, LatchHalt):
+            event = Event(0, 0.0, memory.attempt, "s", "halt", a.halt.why)
+        elif isinstance(a, Fall):
+            event = Event(0, 0.0, memory.attempt, "s", "rank-exit", a.why, data={"rank": a.rank})
+        elif isinstance(a, Resume):
+            event = Event(0, 0.0, memory.attempt, "s", "state", "", to="resuming", data={"request": a.request.name})
+        else:
+            continue
+        memory = memory.apply(event)
+    return memory
+
+
+RECORDS = st.builds(
+    lambda code, sig, cause, err, pid: replace(
+        record(), exit_code=code, signal=sig, ended=100.0, cause=cause, error=err, pid=pid
+    ),
+    st.sampled_from([0, 0, 0, 1, 75, 76, 77, None]),
+    st.sampled_from([None, None, 6, 9, 15]),
+    st.sampled_from(["exited", "signalled", "spawn-failed", "lease-busy", "shim-lost", "halt-term", "stopped", None]),
+    st.sampled_from([None, "no such file"]),
+    st.sampled_from([10, 10, None]),
+)
+RANKS = st.lists(
+    st.one_of(
+        st.builds(lambda p, s: rank(0, p, None, s), st.sampled_from(["absent", "spawned", "unknown"]).map(RankPhase),
+                  st.none()),
+        st.builds(lambda s: alive(0, s), st.sampled_from([None, 0, 5])),
+        st.builds(lambda p, r, s: rank(0, p, r, s), st.sampled_from(["closing", "ended"]).map(RankPhase), RECORDS,
+                  st.sampled_from([None, 3])),
+    ),
+    min_size=2, max_size=2,
+).map(lambda rs: tuple(replace(r, rank=i) for i, r in enumerate(rs)))  # fmt: skip
+REQUESTS = st.lists(
+    st.builds(
+        RequestSeen, st.sampled_from(["a", "b"]), st.sampled_from(["halt", "resume", "dance"]),
+        problem=st.sampled_from([None, None, "torn"]),
+    ),
+    max_size=2,
+).map(tuple)  # fmt: skip
+LOOKS = st.fixed_dictionaries(
+    {
+        "ranks": RANKS,
+        "gang": st.sampled_from(list(GangState)).map(lambda g: GangSeen(g, "figures")),
+        "in_state_s": st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
+        "over_s": st.sampled_from([0.0, 100.0]),
+        "fallen_s": st.sampled_from([0.0, 100.0]),
+        "halt": st.sampled_from([None, None, None, HALT]),
+        "requests": REQUESTS,
+        "busy": st.sampled_from([None, {}, {}, {"GPU-1": "other"}]),
+        "strays": st.sampled_from([None, (), (), (77,)]),
+        "best_step": st.sampled_from([-1, 3, 5]),
+        "spawn_age_s": st.sampled_from([None, 1.0, 30.0]),
+        "spawn_tries": st.sampled_from([0, 6]),
+        "stopping": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(LOOKS, min_size=5, max_size=25), st.sampled_from(["train", "command"]))
+def test_promises_on_random_histories(looks: list[dict[str, object]], kind: str) -> None:
+    memory = Memory()
+    for look in looks:
+        s = seen(None)
+        s = replace(s, **look, limits=replace(LIMITS, kind=kind), memory=memory)  # type: ignore[arg-type]
+        if not memory.attempt:
+            s = replace(s, ranks=())
+        actions = decide(s)
+        moves = [a for a in actions if isinstance(a, Transition | Start | Resume)]
+        assert len(moves) <= 1, actions
+        _check_moves(s, moves)
+        assert any(isinstance(a, Leave | Resume) for a in actions) == (memory.state in ENDED)
+        if any(isinstance(a, Stop) for a in actions):
+            given_up = s.spawn_tries >= 6 and any(r.phase == RankPhase.ABSENT for r in s.ranks)
+            assert given_up or any(is_bad(r.finished) for r in s.ranks), "stopped without a bad end that was seen"
+        memory = fold(memory, actions)
+
+
+def _check_moves(s: Seen, moves: Sequence[Action]) -> None:
+    memory = s.memory
+    halted = s.halt is not None or memory.halt is not None
+    for move in moves:
+        to = {Start: RunState.STARTING, Resume: RunState.RESUMING}.get(type(move)) or move.to  # type: ignore[union-attr]
+        if memory.state is None:
+            assert to == RunState.QUEUED
+            continue
+        assert to in TRANSITIONS[memory.state], (memory.state, to)
+        if memory.state in ENDED:
+            assert isinstance(move, Resume) and memory.state in RESUMABLE
+        if isinstance(move, Start):
+            assert s.strays == () and s.busy == {} and not halted
+            assert all(r.phase in (RankPhase.ENDED, RankPhase.ABSENT) for r in s.ranks)
+        if to == RunState.RESUMING and not isinstance(move, Resume):
+            assert not halted
+        if to in ENDED and memory.state not in (RunState.QUEUED, RunState.PREPARING, RunState.RESUMING):
+            assert all(r.phase in (RankPhase.ENDED, RankPhase.ABSENT) for r in s.ranks)
+
+
+def test_it_is_quick() -> None:
+    s = seen(RunState.RUNNING, (alive(0, 5), alive(1, 5)))
+    began = time.perf_counter()
+    for _ in range(2000):
+        assert decide(s) == []
+    assert time.perf_counter() - began < 2.0
+
+
+def test_the_way_of_a_good_run() -> None:
+    assert only_transition(decide(seen(None))).to == RunState.QUEUED
+    assert only_transition(decide(seen(RunState.QUEUED))).to == RunState.PREPARING
+    assert decide(seen(RunState.PREPARING, strays=())) == [Start(1)]
+    starting = seen(RunState.STARTING, (alive(0), alive(1)))
+    assert decide(starting) == []
+    assert only_transition(decide(seen(RunState.STARTING, (alive(0, 1), alive(1))))).to == RunState.RUNNING
+    command = replace(starting, limits=replace(LIMITS, kind="command"))
+    assert only_transition(decide(command)).to == RunState.RUNNING
+    done = seen(RunState.RUNNING, (ended(0, code=0), ended(1, code=0)))
+    assert only_transition(decide(done)).to == RunState.SUCCEEDED
+
+
+def test_a_killed_rank_brings_its_peers_down_and_the_run_back() -> None:
+    killed = ended(1, signal=9, oom=True, step=412)
+    actions = decide(seen(RunState.RUNNING, (alive(0, 412), killed), strays=None))
+    assert [type(a) for a in actions] == [Fall, Stop]
+    assert actions[1] == Stop("rank 1 was killed by signal 9 (out of memory) at step 412", 0.0, 5.0)
+    stopped = ended(0, signal=9, cause="stopped")
+    after = seen(RunState.RUNNING, (stopped, killed), memory={"fallen": 1, "spent": 0}, best_step=412)
+    move = only_transition(decide(after))
+    assert move.to == RunState.RESUMING
+    assert move.why.startswith("rank 1 was killed by signal 9 (out of memory) at step 412; restarting from")
+    assert move.why.endswith("(1 of 3)") and move.data == {"spent": 1, "backoff_s": 0.0}
+
+
+def test_restarts_stop_when_no_step_is_gained() -> None:
+    ranks = (ended(0, signal=9),)
+    third = seen(RunState.RUNNING, ranks, memory={"spent": 2, "base_step": 7}, best_step=7)
+    assert only_transition(decide(third)).data == {"spent": 3, "backoff_s": 30.0}
+    fourth = replace(third, memory=replace(third.memory, spent=3))
+    assert only_transition(decide(fourth)).to == RunState.FAILED
+    gained = replace(fourth, best_step=8)
+    assert only_transition(decide(gained)).data["spent"] == 1
+
+
+def test_exit_codes() -> None:
+    def end(code: int, **changes: object) -> Transition:
+        return only_transition(decide(seen(RunState.RUNNING, (ended(0, code=code), ended(1, code=0)), **changes)))
+
+    assert end(1).to == RunState.FAILED
+    assert end(1, best_step=3).to == RunState.RESUMING
+    assert end(75).to == RunState.RESUMING
+    assert end(75, memory={"halt": "by me"}).to == RunState.HALTED
+    assert end(76, best_step=3).to == RunState.FAILED
+    assert end(77, best_step=3).to == RunState.FAILED
+    assert end(1, memory={"halt": "by me"}).to == RunState.FAILED
+    assert end(0, memory={"halt": "by me"}).to == RunState.SUCCEEDED
+
+
+def test_the_cause_is_named_and_not_its_echo() -> None:
+    echo = replace(ended(0, code=1), record=replace(record(0, code=1), ended=99.0))
+    cause = ended(1, signal=9, cause="signalled")
+    move = only_transition(decide(seen(RunState.RUNNING, (echo, cause))))
+    assert move.to == RunState.RESUMING and move.why.startswith("rank 1 was killed by signal 9 (SIGKILL)")
+
+
+def test_lease_busy_goes_back_to_the_queue() -> None:
+    held = replace(record(0), pid=None, ended=100.0, cause="lease-busy", error="GPU-1 is leased by run other")
+    ranks = (rank(0, RankPhase.ENDED, held), ended(1, signal=9, cause="stopped"))
+    move = only_transition(decide(seen(RunState.STARTING, ranks)))
+    assert move.to == RunState.QUEUED and "GPU-1 is leased by run other" in move.why
+    waiting = seen(RunState.QUEUED, ranks, busy={"GPU-1": "other"})
+    assert decide(waiting)[0].behind == ("other",)  # type: ignore[union-attr]
+
+
+def test_spawn_failure_fails_at_once_with_the_error() -> None:
+    bad = replace(record(0), pid=None, ended=1.0, cause="spawn-failed", error="python3.99: command not found")
+    move = only_transition(decide(seen(RunState.STARTING, (rank(0, RankPhase.ENDED, bad),))))
+    assert move.to == RunState.FAILED and "python3.99: command not found" in move.why
+
+
+def test_queued_and_resuming_runs_halt_at_once() -> None:
+    for state in (RunState.QUEUED, RunState.PREPARING, RunState.RESUMING):
+        actions = decide(seen(state, halt=HALT))
+        assert isinstance(actions[0], LatchHalt)
+        assert only_transition(actions).to == RunState.HALTED
+
+
+def test_what_cannot_be_seen_is_left_alone() -> None:
+    unknown = (rank(0, RankPhase.UNKNOWN), alive(1, 5))
+    assert decide(seen(RunState.RUNNING, unknown, gang=GangSeen(GangState.UNKNOWN))) == []
+    assert decide(seen(RunState.RESUMING, (ended(0, signal=9),), strays=None)) == []
+
+
+def test_absent_shims_are_asked_for_again_and_given_up() -> None:
+    ranks = (rank(0, RankPhase.ABSENT), alive(1))
+    assert decide(seen(RunState.STARTING, ranks, spawn_age_s=2.0)) == []
+    assert decide(seen(RunState.STARTING, ranks, spawn_age_s=11.0)) == [Spawn((0,))]
+    gave_up = decide(seen(RunState.STARTING, ranks, spawn_age_s=11.0, spawn_tries=6))
+    assert [type(a) for a in gave_up] == [Fall, Stop]
+    over = (ranks[0], ended(1, signal=9, cause="stopped"))
+    late = seen(RunState.STARTING, over, spawn_age_s=30.0, spawn_tries=6, memory={"fallen": 0})
+    assert only_transition(decide(late)).to == RunState.FAILED
+
+
+def test_resume_only_from_an_end_that_allows_it() -> None:
+    ask = RequestSeen("x", "resume", "me")
+    running = decide(seen(RunState.RUNNING, (alive(0, 5),), requests=(ask,)))
+    assert running[0].ok is False and "running" in running[0].why  # type: ignore[union-attr]
+    assert decide(seen(RunState.HALTED, requests=(ask,))) == [Resume(ask)]
+    done = decide(seen(RunState.SUCCEEDED, requests=(ask,)))
+    assert done[0].ok is False and isinstance(done[1], Leave)  # type: ignore[union-attr]
+    again = decide(
+        seen(RunState.RESUMING, requests=(ask,), memory={"resumed_by": "x"}, gang=GangSeen(GangState.UNKNOWN))
+    )
+    assert again[0].ok is True  # type: ignore[union-attr]
