@@ -74,6 +74,8 @@ def _halt(chosen: list[RunDir], *, now: bool, why: str, wait: bool, quiet: bool)
             control.halt(run, now=now, why=why, who=operator())
             limits[run] = time.monotonic() + halt_limit_s(view, now=now)
             _tell_halt(view, live, limits[run] - time.monotonic(), wait=wait)
+    if limits:
+        wake_if_asleep()
     stops = []
     for run in chosen:
         if run in limits and wait:

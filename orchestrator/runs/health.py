@@ -33,11 +33,13 @@ class Verdict:
     why: str
 
 
-def judge(record: RankRecord | None, alive: bool | None, beats: Sequence[Beat], now: float) -> Verdict:
+def judge(
+    record: RankRecord | None, alive: bool | None, beats: Sequence[Beat], now: float, *, frozen: bool = False
+) -> Verdict:
     """Health of one rank at Unix time `now`.
 
-    `alive`: whether the very process of `record` lives; None when this machine cannot tell. `beats`: the newest ones
-    of this attempt, oldest first.
+    `alive`: whether the very process of `record` lives; None when this machine cannot tell. `frozen`: it is in state T
+    (SIGSTOP, a debugger). `beats`: the newest ones of this attempt, oldest first.
     """
     if record is None:
         return Verdict(RankHealth.UNKNOWN, "not started yet")
@@ -45,6 +47,8 @@ def judge(record: RankRecord | None, alive: bool | None, beats: Sequence[Beat], 
         return _ended(record)
     if alive is False:
         return Verdict(RankHealth.DEAD, f"process {record.pid} is gone; its exit is not recorded yet")
+    if frozen:
+        return Verdict(RankHealth.STOPPED, f"state T, stopped by a signal: kill -CONT {record.pid}")
     if not beats:
         return _beatless(record, alive, now)
     return _by_beats(beats, now)

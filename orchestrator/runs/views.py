@@ -203,7 +203,8 @@ def _pods_by_rank(info: dict[str, Any]) -> dict[int, str]:
 def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float) -> RankView:
     record = read_record(run, attempt, rank)
     beats = tuple(b for b in tail_beats(run, rank) if b.attempt == attempt)
-    return RankView(rank, pod, judge(record, _alive(record), beats, now), record, beats)
+    alive, frozen = _process(record)
+    return RankView(rank, pod, judge(record, alive, beats, now, frozen=frozen), record, beats)
 
 
 def read_record(run: RunDir, attempt: int, rank: int) -> RankRecord | None:
@@ -222,13 +223,14 @@ def tail_beats(run: RunDir, rank: int, keep_bytes: int = BEATS_TAIL_BYTES) -> li
     return reader.read()
 
 
-def _alive(record: RankRecord | None) -> bool | None:
-    """Whether the rank's very process lives; None when this machine cannot tell."""
+def _process(record: RankRecord | None) -> tuple[bool | None, bool]:
+    """Whether the rank's very process lives (None: this machine cannot tell), and whether it is in state T."""
     if record is None or record.pid is None or record.start_time is None or record.ended is not None:
-        return None
+        return None, False
     if record.boot_id != boot_id() and record.pod != "local":
-        return None  # another machine's process: only that machine can say
-    return ProcId(record.pid, record.start_time, record.boot_id).alive()
+        return None, False  # another machine's process: only that machine can say
+    state = ProcId(record.pid, record.start_time, record.boot_id).state()
+    return state is not None, state in ("T", "t")
 
 
 def _lives(supervisor: dict[str, Any] | None) -> bool:

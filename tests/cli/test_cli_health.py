@@ -57,6 +57,11 @@ def test_judge(rec, alive, rows, health):
     assert judge(rec, alive, beats(*rows), NOW).health == RankHealth(health)
 
 
+def test_a_frozen_process_is_stopped_whatever_its_beats_say():
+    verdict = judge(record(), True, beats(*FAST), NOW, frozen=True)
+    assert verdict.health is RankHealth.STOPPED and "kill -CONT" in verdict.why
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 5000), st.sampled_from([p.value for p in Phase]), st.none() | st.integers(0, 99))),
     st.sampled_from([True, False, None]),

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import signal
 import time
 from typing import IO
 
-from workloads.contract.process import catches
+from workloads.contract.process import catches, dump_signal
 from workloads.contract.rundir import utc_stamp
 from workloads.runtime.rankenv import RankEnv
 
@@ -31,16 +30,17 @@ def _open_dump(env: RankEnv) -> IO[bytes] | None:
 
 
 def register(env: RankEnv | None) -> None:
-    """Make SIGUSR1 dump all stacks into ORCH_STACKDUMP, unless a handler is there already."""
+    """Make SIGUSR1 (or ORCH_DUMP_SIGNAL) dump all stacks into ORCH_STACKDUMP, unless a handler is there already."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         if not faulthandler.is_enabled():
             faulthandler.enable()
-    if env is None or catches(os.getpid(), signal.SIGUSR1):
+    signum = dump_signal(os.environ)
+    if env is None or catches(os.getpid(), signum):
         return
     file = _open_dump(env)
     if file is not None:
         _kept_open.append(file)  # faulthandler keeps the number only
-        faulthandler.register(signal.SIGUSR1, file, all_threads=True, chain=False)
+        faulthandler.register(signum, file, all_threads=True, chain=False)
 
 
 def dump(env: RankEnv, why: str) -> None:
