@@ -136,7 +136,9 @@ def _echo(complaint: Complaint, pruned: Sequence[str]) -> bool:
 
 
 def _mentions(text: str, paths: Sequence[str]) -> bool:
-    return any(p and re.search(rf"(?<![\w.]){re.escape(p)}(?!\w)", text) for p in paths)
+    """True when `text` speaks of one of the key paths, by its whole path or by its last part."""
+    names = {n for p in paths if p for n in (p, p.rsplit(".", 1)[-1])}
+    return any(re.search(rf"(?<![\w.]){re.escape(n)}(?!\w)", text) for n in names)
 
 
 def _prune(data: dict[str, Any], complaint: Complaint) -> str:
@@ -161,7 +163,7 @@ def _block(c: Complaint, model: type[BaseModel], subject: Subject) -> OrchError:
         what = f"{c.shown}: {c.value}" if f"{c.shown}={c.value}" in subject.later else c.shown
         return SpecError(
             f"E-{subject.area}-005", f"{what} is not available yet ({later})", where=where, value=c.value_shown,
-            fix=f"remove it; this version has no {later}" if what == c.shown else "choose one that is available",
+            fix="remove the key" if what == c.shown else "choose one that is available",
             expected=None if what == c.shown else explain(c, None).expected,
         )  # fmt: skip
     if c.kinds[0][0] == "extra_forbidden":

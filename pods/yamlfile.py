@@ -221,7 +221,7 @@ class _Builder:
         column = (mark.column if mark and mark.line == index else len(lines[index])) + 1
         what = f"not valid YAML: {', '.join(p for p in (context, problem) if p)}"
         where = f"{self.source}:{index + 1}:{column}"
-        fix = "indent with spaces" if "'\\t'" in problem else None
+        fix = "indent with spaces" if "'\\t'" in problem else "close what is open before it, or quote the text"
         return YamlSyntaxError(what, where=where, line=lines[index], column=column, fix=fix)
 
     def control(self, text: str) -> YamlSyntaxError:

@@ -19,7 +19,7 @@ from pods.keeper.runs import pending_requests
 from pods.tree import ensure_tree
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.files import atomic_write_json, try_read_json
-from workloads.contract.records import Ack, Request, as_wire, from_wire
+from workloads.contract.records import Ack, Request, as_wire
 from workloads.contract.rundir import OrchHome, RunDir
 from workloads.contract.states import ENDED, RESUMABLE, RunState
 
@@ -145,11 +145,15 @@ def _refuse_lost_code(run: RunDir) -> None:
 
 
 def _ack(row: dict[str, Any]) -> Ack:
-    known = {"ok": row.get("ok") is True, "who": str(row.get("who", "")), "ts": float(row.get("ts") or 0)}
-    data = row.get("data")
-    return from_wire(
-        Ack, {**known, "why": str(row.get("why", "")), "data": data if isinstance(data, dict) else {}}
-    )  # fmt: skip
+    """Whatever was in the file, it is an answer: a field of another type is left at its default."""
+    ts, data = row.get("ts"), row.get("data")
+    return Ack(
+        ok=row.get("ok") is True,
+        who=str(row.get("who", "")),
+        ts=float(ts) if isinstance(ts, int | float) else 0.0,
+        why=str(row.get("why", "")),
+        data=data if isinstance(data, dict) else {},
+    )
 
 
 def _newest(home: OrchHome) -> tuple[str, Path | None] | None:

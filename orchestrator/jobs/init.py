@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from orchestrator.jobs.launch import ensure_home
@@ -30,12 +32,24 @@ def write_templates(directory: Path, home: OrchHome) -> list[Path]:
 
 def _write(template: Path, target: Path) -> Path:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(target.parent)
         with target.open("xb", buffering=0) as f:
             write_all(f.fileno(), template.read_bytes())
         fsync_dir(target.parent)
     except FileExistsError as e:
-        raise ConflictError("E-INIT-001", f"{target.name} is there already", where=str(target)) from e
+        raise ConflictError(
+            "E-INIT-001", f"{target.name} is there already", where=str(target), fix="orch init another-directory"
+        ) from e
     except OSError as e:
-        raise LocalError("E-INIT-002", f"the file cannot be written: {e.strerror}", where=str(target)) from e
+        raise LocalError(
+            "E-INIT-002", f"the file cannot be written: {e.strerror}", where=str(target),
+            fix="orch init another-directory",
+        ) from e  # fmt: skip
     return target
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from e

@@ -15,7 +15,7 @@ from orchestrator.jobs.commandname import name_of_command
 from orchestrator.jobs.overrides import Override, apply_overrides, origin, parse_overrides
 from orchestrator.jobs.rules import LATER, broken_rules
 from pods.speccheck import Subject, check
-from pods.specwords import NAME_IN_WORDS, slug
+from pods.specwords import NAME_IN_WORDS, Broken, slug
 from pods.yamlfile import YamlDoc, read_yaml
 from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import ErrorGroup, LocalError, OrchError, SpecError, UsageError, raise_all
@@ -68,14 +68,7 @@ def command_job(argv: Sequence[str], *, name: str | None, sets: Sequence[str] = 
 
 
 def _overrides(sets: Sequence[str], name: str | None) -> tuple[list[Override], list[OrchError]]:
-    errors: list[OrchError] = []
-    found: list[Override] = []
-    try:
-        found = parse_overrides(sets)
-    except ErrorGroup as e:
-        errors += e.errors
-    except OrchError as e:
-        errors.append(e)
+    found, errors = parse_overrides(sets)
     if name is not None and not NAME_PATTERN.fullmatch(name):
         near = slug(name)
         errors.append(
@@ -124,6 +117,9 @@ def _check(
     def where(path: str) -> str:
         return origin(path, overrides) or doc.place(path)
 
+    def rules(spec: JobSpec) -> list[Broken]:
+        return broken_rules(spec, shortened=origin("train.steps", overrides) is not None)
+
     found = list(errors)
     try:
         data = apply_overrides(data, overrides)
@@ -131,7 +127,7 @@ def _check(
         found += e.errors
     except OrchError as e:
         found.append(e)
-    spec = check(JobSpec, data, Subject("JOB", where, LATER, broken_rules, doc.line), found)
+    spec = check(JobSpec, data, Subject("JOB", where, LATER, rules, doc.line), found)
     return LoadedJob(spec, source, where)
 
 

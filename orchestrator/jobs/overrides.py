@@ -15,7 +15,6 @@ from typing import Any
 from pods.yamlfile import parse_yaml
 from workloads.contract.errors import ErrorGroup, OrchError, UsageError, raise_all
 
-MAX_OVERRIDES = 1000
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,15}")
 
 
@@ -34,19 +33,16 @@ class Override:
         return f"--set {self.text}"
 
 
-def parse_overrides(sets: Sequence[str]) -> list[Override]:
-    """Every `K=V`, in order. All mistakes at once."""
+def parse_overrides(sets: Sequence[str]) -> tuple[list[Override], list[OrchError]]:
+    """Every `K=V`, in order, and what is wrong with the others."""
     found: list[Override] = []
     errors: list[OrchError] = []
-    for text in sets[:MAX_OVERRIDES]:
+    for text in sets:
         try:
             found.append(_parse(text))
-        except ErrorGroup as e:
-            errors += e.errors
         except OrchError as e:
             errors.append(e)
-    raise_all(errors)
-    return found
+    return found, errors
 
 
 def _parse(text: str) -> Override:

@@ -5,13 +5,14 @@ Each broken rule is a `Broken`; `orchestrator.jobs.jobfile` and the plan put fil
 
 from __future__ import annotations
 
+from orchestrator.jobs.sizes import BYTE_VOCAB
 from pods.specwords import Broken
 from workloads.contract.config.job import JobSpec
 
 RESERVED_ENV = frozenset(
     {
         "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT",
-        "CUDA_VISIBLE_DEVICES", "PYTHONUNBUFFERED",
+        "PYTHONUNBUFFERED",
     }
 )  # fmt: skip
 FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
@@ -38,23 +39,35 @@ LATER = {
 """Keys and values that the design names and this version does not have."""
 
 
-def broken_rules(spec: JobSpec) -> list[Broken]:
-    """Everything that can be told before pods are looked at."""
+def interval_beyond_end(spec: JobSpec) -> bool:
+    every = spec.checkpoint.every_steps
+    return spec.kind == "train" and every is not None and every > spec.train.steps
+
+
+def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
+    """Everything that can be told before pods are looked at.
+
+    `shortened`: train.steps came from the command line. A run made short to try it keeps its checkpoint interval.
+    """
     found = _environment(spec)
     if spec.kind == "command":
         found += _no_effect(spec)
         return found
-    every, steps = spec.checkpoint.every_steps, spec.train.steps
-    if every is not None and every > steps:
+    if interval_beyond_end(spec) and not shortened:
+        steps = spec.train.steps
         found.append(
             Broken(
                 "checkpoint.every_steps",
                 "checkpoint.every_steps is larger than train.steps: it would never be reached",
                 f"at most train.steps = {steps}",
                 f"every_steps: {max(1, steps // 10)}   (or remove the key)",
-                every,
+                spec.checkpoint.every_steps,
             )
         )
+    if spec.model.vocab is not None and spec.model.vocab < BYTE_VOCAB:
+        expected = f"at least {BYTE_VOCAB}, the size of the byte tokenizer"
+        vocab = spec.model.vocab
+        found.append(Broken("model.vocab", "model.vocab is too small", expected, f"vocab: {BYTE_VOCAB}", vocab))
     if isinstance(spec.resources.ranks, int):
         found += batch_rules(spec, spec.resources.ranks)
     return found
@@ -92,16 +105,14 @@ def batch_rules(spec: JobSpec, ranks: int) -> list[Broken]:
 def _environment(spec: JobSpec) -> list[Broken]:
     found = []
     for key, value in spec.env.items():
-        reserved = key in RESERVED_ENV or key.startswith(("ORCH_", "RAY_"))
-        if key == "OMP_NUM_THREADS":
-            fix = f"runtime: {{omp_threads: {value}}}"
-            found.append(Broken(f"env.{key}", f"env.{key} is set by orch", fix=fix, value=value))
-        elif reserved and key not in FREE_ENV:
-            found.append(
-                Broken(f"env.{key}", f"env.{key} is set, or kept out, by orch", fix="remove the key", value=value)
-            )
+        path = f"env.{key}"
+        if key == "CUDA_VISIBLE_DEVICES" and spec.resources.gpus_per_rank != 0:
+            fix = "remove the key; see resources.gpus_per_rank"
+            found.append(Broken(path, f"{path} is set by orch from the GPUs it leases", fix=fix, value=value))
+        elif key in RESERVED_ENV or (key.startswith(("ORCH_", "RAY_")) and key not in FREE_ENV):
+            found.append(Broken(path, f"{path} is set, or kept out, by orch", fix="remove the key", value=value))
         elif "\0" in value:
-            found.append(Broken(f"env.{key}", f"env.{key} holds a NUL", fix="remove it"))
+            found.append(Broken(path, f"{path} holds a NUL", fix="remove it"))
     return found
 
 
