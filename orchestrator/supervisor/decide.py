@@ -4,49 +4,38 @@ Promises, tested on random histories: transitions only along `states.TRANSITIONS
 moves only by a resume request; no attempt starts while a rank or stray process of an older one lives or could not be
 looked for; nothing is stopped because something could not be seen; with `.HALT` nothing is ever restarted.
 
-Restarts count while no new step is gained: the first restart after a gain is number 1 again. So a run that keeps making
-progress is restarted for ever, and one that dies at the same step again and again stops after `restart.max` tries.
+States before a start and after the end are here, those in between in `rules`.
 """
 
 from __future__ import annotations
 
-from orchestrator.supervisor.outcome import Ended, Outcome, first_bad, is_bad, judge, sentence
+from orchestrator.supervisor.rules import (
+    LEASE_RETRY_S,
+    STRAYS_LIMIT_S,
+    attempt,
+    gang_upkeep,
+    halt_words,
+    halting,
+    over,
+)
 from orchestrator.supervisor.seen import (
     Action,
     Answer,
-    Fall,
     GangState,
-    KeepHalt,
     LatchHalt,
     Leave,
     Place,
     Prepare,
-    RankPhase,
-    RankSeen,
     RequestSeen,
     Resume,
     Seen,
-    Spawn,
     Start,
-    Stop,
     Sweep,
     Tell,
     Transition,
-    Verdict,
     WriteHalt,
 )
-from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import RESUMABLE, RunState
-
-RESPAWN_S = 10.0
-SPAWN_TRIES = 6
-ABSENT_IS_OVER_S = 20.0  # a shim that was asked for and is still starting would be seen by then
-PEERS_GRACE_S = 30.0  # peers of a rank that exited 75 are at the same checkpoint
-STRAYS_LIMIT_S = 60.0
-LEASE_RETRY_S = 5.0
-RESTART_CLOCKS = (0.0, 5.0)
-HALT_PEER_CLOCKS = (0.0, 30.0)
-HELD = frozenset({GangState.PLACED, GangState.READY})
 
 
 def decide(s: Seen) -> list[Action]:
@@ -60,17 +49,6 @@ def decide(s: Seen) -> list[Action]:
     if s.halt and s.memory.halt is None:
         actions.append(LatchHalt(s.halt))
     return actions + _BY_STATE[state](s)
-
-
-def halt_words(s: Seen) -> str | None:
-    """Who asked for a halt and why, latched or seen just now."""
-    if s.memory.halt is not None:
-        return s.memory.halt
-    return None if s.halt is None else words_of(s.halt.who, s.halt.why)
-
-
-def words_of(who: str, why: str) -> str:
-    return f"halted by {who}" + (f": {why}" if why else "")
 
 
 def _requests(s: Seen) -> list[Action]:
@@ -126,7 +104,7 @@ def _busy_words(s: Seen) -> str:
 
 
 def _halted_before_start(s: Seen, halt: str) -> list[Action]:
-    if not all(_over(s, r) for r in s.ranks):
+    if not all(over(s, r) for r in s.ranks):
         return []
     return [Transition(RunState.HALTED, f"{halt} (while {s.memory.state})")]
 
@@ -156,7 +134,7 @@ def _start_when_ready(s: Seen) -> list[Action]:
 
 def _before_start(s: Seen) -> list[Action] | None:
     """None when nothing of an older attempt is left."""
-    if s.strays is None or not all(_over(s, r) for r in s.ranks):
+    if s.strays is None or not all(over(s, r) for r in s.ranks):
         return []
     if not s.strays:
         return None
@@ -166,135 +144,11 @@ def _before_start(s: Seen) -> list[Action] | None:
     return [Sweep(s.strays)]
 
 
-def _attempt(s: Seen) -> list[Action]:
-    """`starting` and `running`."""
-    actions = _gang_upkeep(s)
-    halt = halt_words(s)
-    if _all_over(s):
-        return actions + _finish(s, halt)
-    if halt:
-        return [*actions, Transition(RunState.HALTING, halt)]
-    if fallen := _bad(s):
-        return actions + _bring_down(s, fallen)
-    if s.memory.fallen is not None:
-        return actions  # it was seen, and its record cannot be read just now
-    actions += _spawn_missing(s)
-    if s.memory.state == RunState.STARTING and _runs(s):
-        actions.append(Transition(RunState.RUNNING, "the first step was made" if _stepped(s) else "every rank started"))
-    return actions
-
-
-def _gang_upkeep(s: Seen) -> list[Action]:
-    """A gang that was lost with Ray is made again around the living ranks; they need not know."""
-    if s.gang.state == GangState.NONE:
-        return [Place()]
-    return [Prepare()] if s.gang.state == GangState.PLACED else []
-
-
-def _runs(s: Seen) -> bool:
-    if s.limits.kind == "command":
-        return all(r.record is not None and r.record.pid is not None for r in s.ranks)
-    return _stepped(s)
-
-
-def _stepped(s: Seen) -> bool:
-    return any(r.step is not None for r in s.ranks)
-
-
-def _bad(s: Seen) -> RankSeen | None:
-    return first_bad(s.ranks) if any(is_bad(r.finished) for r in s.ranks) else None
-
-
-def _bring_down(s: Seen, fallen: RankSeen) -> list[Action]:
-    """One rank ended badly: its peers are of no use any more. They must be gone before anything else happens."""
-    why = sentence(fallen)
-    actions: list[Action] = [] if s.memory.fallen is not None else [Fall(fallen.rank, why)]
-    record = fallen.finished
-    patient = record is not None and record.exit_code == RankExit.CHECKPOINTED and s.fallen_s < PEERS_GRACE_S
-    if patient and all(r.finished is None or r.finished.exit_code == RankExit.CHECKPOINTED for r in s.ranks):
-        return actions
-    if not s.stopping:
-        actions.append(Stop(why, *RESTART_CLOCKS))
-    return actions
-
-
-def _spawn_missing(s: Seen) -> list[Action]:
-    absent = tuple(r.rank for r in s.ranks if r.phase == RankPhase.ABSENT)
-    if not absent or s.gang.state != GangState.READY:
-        return []
-    if s.spawn_age_s is not None and s.spawn_age_s < RESPAWN_S:
-        return []
-    if s.spawn_tries >= SPAWN_TRIES:
-        why = f"rank {absent[0]} could not be started: its shim did not come up in {s.spawn_tries} tries"
-        return [Fall(absent[0], why), *([] if s.stopping else [Stop(why, *RESTART_CLOCKS)])]
-    return [Spawn(absent)]
-
-
-def _over(s: Seen, rank: RankSeen) -> bool:
-    if rank.phase == RankPhase.ENDED:
-        return True
-    given_up = s.memory.closed or s.memory.fallen is not None or halt_words(s) is not None
-    quiet = s.spawn_age_s is None or s.spawn_age_s >= ABSENT_IS_OVER_S
-    return rank.phase == RankPhase.ABSENT and given_up and quiet and s.in_state_s >= ABSENT_IS_OVER_S
-
-
-def _all_over(s: Seen) -> bool:
-    return bool(s.ranks) and all(_over(s, r) for r in s.ranks)
-
-
-def _halting(s: Seen) -> list[Action]:
-    if _all_over(s):
-        return _finish(s, halt_words(s))
-    fallen = first_bad(s.ranks)
-    died = fallen is not None and fallen.finished is not None and fallen.finished.exit_code != RankExit.CHECKPOINTED
-    if died and not s.stopping and fallen is not None and not _sent_by_us(fallen):
-        # peers of a dead rank cannot agree on a step any more
-        return [Stop(sentence(fallen), *HALT_PEER_CLOCKS)]
-    return [KeepHalt()] if s.halt is None else []
-
-
-def _sent_by_us(rank: RankSeen) -> bool:
-    return rank.finished is not None and rank.finished.cause in ("halt-term", "halt-kill", "stopped")
-
-
-def _finish(s: Seen, halt: str | None) -> list[Action]:
-    """Every rank is over: look for strays, then say how the attempt ended."""
-    outcome = judge(s.ranks, halt=halt)
-    if outcome.how not in (Ended.SUCCEEDED, Ended.HALTED, Ended.FAILED):
-        return [_restart(s, outcome)]
-    if s.strays is None:
-        return []
-    if s.strays and s.over_s < STRAYS_LIMIT_S:
-        return [Sweep(s.strays)]
-    verdict: list[Action] = [Verdict(s.strays)] if halt else []
-    left = f"; these processes stayed: pid {', '.join(map(str, s.strays))}" if s.strays else ""
-    return [*verdict, Transition(RunState(outcome.how.value), outcome.why + left)]
-
-
-def _restart(s: Seen, outcome: Outcome) -> Transition:
-    gained = s.best_step > s.memory.base_step
-    if outcome.how == Ended.BUSY:
-        data = {"backoff_s": LEASE_RETRY_S}
-        to = RunState.QUEUED if s.memory.state == RunState.STARTING else RunState.RESUMING
-        return Transition(to, f"{outcome.why}; looking again every {LEASE_RETRY_S:.0f} s", data)
-    if outcome.how == Ended.RESTART_IF_GAINED and not gained:
-        return Transition(RunState.FAILED, outcome.why)
-    limit = s.limits.restart_max
-    spent = 1 if gained else s.memory.spent + 1
-    if spent > limit:
-        used = f"{limit} restarts brought no new step" if limit else "restarts are off (restart.max is 0)"
-        return Transition(RunState.FAILED, f"{outcome.why}; {used}")
-    backoff_s = s.limits.backoff_s[min(spent, len(s.limits.backoff_s)) - 1]
-    when = f"in {backoff_s:g} s" if backoff_s else "now"
-    why = f"{outcome.why}; restarting from the newest checkpoint {when} ({spent} of {limit})"
-    return Transition(RunState.RESUMING, why, {"spent": spent, "backoff_s": backoff_s})
-
-
 def _resuming(s: Seen) -> list[Action]:
     if halt := halt_words(s):
         return _halted_before_start(s, halt)
     if s.in_state_s < s.memory.backoff_s:
-        return _gang_upkeep(s) if s.gang.state == GangState.PLACED else []
+        return gang_upkeep(s) if s.gang.state == GangState.PLACED else []
     if s.gang.state in (GangState.NONE, GangState.PENDING, GangState.IMPOSSIBLE):
         return [Transition(RunState.QUEUED, "placing again")]
     return _start_when_ready(s)
@@ -303,8 +157,8 @@ def _resuming(s: Seen) -> list[Action]:
 _BY_STATE = {
     RunState.QUEUED: _queued,
     RunState.PREPARING: _preparing,
-    RunState.STARTING: _attempt,
-    RunState.RUNNING: _attempt,
-    RunState.HALTING: _halting,
+    RunState.STARTING: attempt,
+    RunState.RUNNING: attempt,
+    RunState.HALTING: halting,
     RunState.RESUMING: _resuming,
 }

@@ -14,10 +14,12 @@ from typing import Protocol
 
 from orchestrator.supervisor import attempt as files
 from orchestrator.supervisor import inbox
-from orchestrator.supervisor.decide import LEASE_RETRY_S, decide, words_of
+from orchestrator.supervisor.decide import decide
 from orchestrator.supervisor.journal import Journal
 from orchestrator.supervisor.observe import Figures
 from orchestrator.supervisor.outcome import is_bad
+from orchestrator.supervisor.picture import exit_facts, last_lines, picture
+from orchestrator.supervisor.rules import LEASE_RETRY_S, words_of
 from orchestrator.supervisor.seen import (
     Action,
     Answer,
@@ -46,17 +48,13 @@ from orchestrator.supervisor.seen import (
 from orchestrator.supervisor.spec import RunSpec
 from orchestrator.supervisor.stages import Stages
 from workloads.contract.errors import OrchError, escape
-from workloads.contract.files import read_tail
 from workloads.contract.haltfile import Halt, HaltProblem, read_halt
 from workloads.contract.process import ProcId
-from workloads.contract.records import Status
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import RunState
 
 log = logging.getLogger(__name__)
 
-LAST_LINES = 30
-MAX_LINE_CHARS = 300
 SWEEP_EVERY_S = 5.0
 QUIET = frozenset({RankPhase.ENDED, RankPhase.ABSENT})
 BEFORE_START = frozenset({RunState.QUEUED, RunState.PREPARING, RunState.RESUMING})
@@ -237,13 +235,7 @@ class Engine:
 
     def _fall(self, rank: int, why: str, seen: Seen) -> None:
         record = next((r.finished for r in seen.ranks if r.rank == rank), None)
-        data: dict[str, object] = {"rank": rank, "lines": last_lines(self.run, rank)}
-        if record is not None:
-            facts = {
-                "exit_code": record.exit_code, "signal": record.signal, "cause": record.cause, "pod": record.pod,
-                "oom": record.oom or None, "max_rss_mib": record.max_rss_mib,
-            }  # fmt: skip
-            data |= {k: v for k, v in facts.items() if v is not None}
+        data = {"rank": rank, "lines": last_lines(self.run, rank), **(exit_facts(record) if record else {})}
         self.journal.event("rank-exit", why, data=data)
 
     def _resume(self, action: Resume, seen: Seen) -> None:
@@ -293,39 +285,8 @@ class Engine:
         reason = self._told.reason if self._told and memory.state == seen.memory.state else memory.reason
         if self._complaint and not memory.ended:
             reason = f"{reason}; {self._complaint}" if reason else self._complaint
-        figures, me = self._figures, self._me
-        status = Status(
-            run=self.base.run_id, name=self.base.name, state=memory.state.value, reason=reason, attempt=memory.attempt,
-            since=memory.since, ts=self.clock(), pods=[p.name for p in self.base.pods],
-            step=figures.step, steps=figures.steps if figures.steps is not None else self.base.steps,
-            loss=_finite(figures.loss), toks_per_s=_finite(figures.toks_per_s), exit_codes=_exit_codes(seen.ranks),
-            restarts=memory.restarts,
-            behind=list(self._told.behind) if self._told and memory.state == RunState.QUEUED else [],
-            supervisor={"pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id},
-        )  # fmt: skip
+        behind = self._told.behind if self._told and memory.state == RunState.QUEUED else ()
+        status = picture(
+            self.base, memory, seen.ranks, self._figures, reason=reason, behind=behind, ts=self.clock(), me=self._me
+        )
         self.journal.status(status, now)
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN; a figure that is none is left out here (the heartbeat has it)."""
-    return value if value is not None and abs(value) < 1e300 else None
-
-
-def _exit_codes(ranks: Sequence[RankSeen]) -> dict[str, int]:
-    codes = {}
-    for seen in ranks:
-        record = seen.finished
-        if record is not None and record.signal is not None:
-            codes[str(seen.rank)] = -record.signal
-        elif record is not None and record.exit_code is not None:
-            codes[str(seen.rank)] = record.exit_code
-    return codes
-
-
-def last_lines(run: RunDir, rank: int) -> list[str]:
-    """The end of a rank's log: at most 30 lines of 300 characters, harmless to print."""
-    try:
-        raw = read_tail(run.rank_log(rank), 32 << 10)
-    except OSError:
-        return []
-    return [escape(line, MAX_LINE_CHARS) for line in raw.decode(errors="replace").splitlines()[-LAST_LINES:]]
