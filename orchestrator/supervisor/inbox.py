@@ -69,6 +69,11 @@ def _checked(request: Request) -> Request:
     texts_ok = all(isinstance(t, str) for t in (request.verb, request.who, request.why))
     if not texts_ok or not isinstance(request.args, dict):
         raise ValueError("a field has another type")
+    tree, argv = request.args.get("tree"), request.args.get("argv")
+    if tree is not None and not (isinstance(tree, str) and Path(tree).is_absolute() and Path(tree).is_dir()):
+        raise ValueError("args.tree is not a directory here")
+    if argv is not None and not (isinstance(argv, list) and argv and all(isinstance(a, str) for a in argv)):
+        raise ValueError("args.argv is not a list of words")
     return request
 
 

@@ -144,12 +144,14 @@ def test_the_inbox_answers_what_is_not_a_request(tmp_path: Path) -> None:
     deep = run.request("halt", "dd")
     deep.write_text("[" * 5000)
     wrong = request(run, "resume", "ee", args=7)
+    request(run, "resume", "gg", args={"code": "current", "tree": "../elsewhere"})
+    request(run, "resume", "hh", args={"argv": [1]})
     fifo = run.request("resume", "ff")
     os.mkfifo(fifo)
     for path in run.requests.iterdir():
         os.utime(path, (1, 1))
     found = {r.name: r for r in inbox.pending(run, 100.0)}
-    assert len(found) == 5 and found[good.name].problem is None and found[good.name].why == "w\\x1b"
+    assert len(found) == 7 and found[good.name].problem is None and found[good.name].why == "w\\x1b"
     assert all(r.problem for n, r in found.items() if n != good.name) and wrong.name in found
     for seen in found.values():
         inbox.answer(run, seen, seen.problem is None, seen.problem or "", {})
