@@ -27,6 +27,7 @@ class RunSeen:
     submitted_age_s: float = float("inf")
     job_status: str | None = None  # of the last submission, when it was asked for
     tries: int = 0  # submissions to this generation that brought no supervisor
+    asked_again: bool = False  # it has ended, and a resume was requested after the last submission
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def _submit_why(run: RunSeen, ray: RaySeen) -> str | None:
         return None
     if run.submitted_to is None:
         return "first submission"
+    if run.asked_again:
+        return "a resume was requested"
     if run.submitted_to != ray.generation:
         return "Ray was restarted"
     wait_s = RETRY_BACKOFF_S[min(run.tries, len(RETRY_BACKOFF_S) - 1)]

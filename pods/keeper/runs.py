@@ -58,6 +58,7 @@ class RunWatch:
     run: RunDir
     spec: dict[str, Any]
     active: bool = True
+    resume: Path | None = None  # the newest unanswered request to resume, once the run has ended
     free_since: float | None = None
     tries: int = 0
     _stamp: tuple[int, int] = (-1, -1)
@@ -68,7 +69,8 @@ class RunWatch:
             self._stamp = stamp
             status = try_read_json(self.run.status) or {}
             ended = status.get("state") in ENDED
-            self.active = not ended or bool(pending_requests(self.run, "resume"))
+            self.resume = next(iter(pending_requests(self.run, "resume")[-1:]), None) if ended else None
+            self.active = not ended or self.resume is not None
         supervised = self.active and lock_is_held(self.run.supervisor_lock)
         if supervised or not self.active:
             self.free_since, self.tries = None, 0
@@ -84,6 +86,7 @@ class RunWatch:
             submitted_to=submission.get("generation"),
             submitted_age_s=now - submission["mono"] if "mono" in submission else float("inf"),
             tries=self.tries,
+            asked_again=self.resume is not None and _mtime_ns(self.resume) > _mtime_ns(self.run.submissions),
         )
 
 

@@ -45,6 +45,13 @@ def test_another_life_of_ray_voids_a_submission_at_once() -> None:
     assert Submit(run.run_id, "Ray was restarted") in decide([run], UP, 0)
 
 
+def test_a_resume_is_submitted_at_once_but_once() -> None:
+    run = replace(NEW, submitted_to="g2", submitted_age_s=500.0, job_status="SUCCEEDED", asked_again=True)
+    assert Submit(run.run_id, "a resume was requested") in decide([run], UP, 0)
+    assert decide([replace(run, asked_again=False, submitted_age_s=0.1)], UP, 0) == [WantRay("c1")]
+    assert decide([replace(run, supervised=True)], UP, 0) == [WantRay("c1")]
+
+
 def test_a_supervisor_that_never_comes_is_retried_with_backoff() -> None:
     run = replace(NEW, submitted_to="g2", lock_free_s=100.0, submitted_age_s=25.0, job_status="FAILED", tries=3)
     assert decide([run], UP, 0) == [WantRay("c1")]
