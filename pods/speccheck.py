@@ -11,15 +11,13 @@ import copy
 import json
 import re
 import shlex
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pods.speckeys import all_keys, field_default, keys_at, nearest_key
 from pods.specwords import MISSING, Broken, Complaint, explain
 from pods.yamlfile import join
 from workloads.contract.errors import OrchError, SpecError, raise_all
@@ -27,6 +25,7 @@ from workloads.contract.errors import OrchError, SpecError, raise_all
 M = TypeVar("M", bound=BaseModel)
 Path: TypeAlias = tuple[str | int, ...]
 MAX_ROUNDS = 3
+MAX_COMPLAINTS = 100
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _gather(error: ValidationError, data: object) -> list[Complaint]:
         key = (show_path(path) + (rule or ""), on_key)
         kinds = [*(found[key].kinds if key in found else ()), (row["type"], row.get("ctx") or {})]
         found[key] = Complaint(path, show_path(path), value, tuple(kinds), on_key, rule)
-    return list(found.values())
+    return list(found.values())[:MAX_COMPLAINTS]
 
 
 def _locate(loc: Path, kind: str, data: object) -> tuple[Path, object, bool]:
@@ -199,61 +198,3 @@ def _rename(c: Complaint, near: str, where: str) -> str:
     if where.startswith("--set "):
         return f"--set {shlex.quote(f'{near}={c.value_shown}')}"
     return f"rename the key to {near}"
-
-
-def nearest_key(name: str, siblings: Sequence[str], everywhere: Sequence[str]) -> str | None:
-    """A key of the same level that is spelled alike, else one on another level that is spelled nearly the same."""
-    for keys, cutoff in ((siblings, 0.6), (everywhere, 0.8)):
-        by_name = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-        close = get_close_matches(name.lower(), by_name, n=1, cutoff=cutoff)
-        if close:
-            return by_name[close[0]]
-    return None
-
-
-def keys_at(model: type[BaseModel], path: Path) -> list[str]:
-    inner = model_at(model, path)
-    return list(inner.model_fields) if inner else []
-
-
-def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, info in model.model_fields.items():
-        keys.append(join(prefix, name))
-        inner = _model_in(info.annotation)
-        if inner:
-            keys += all_keys(inner, join(prefix, name))
-    return keys
-
-
-def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """The model that describes the mapping at `path`; None for free mappings and scalars."""
-    found: type[BaseModel] | None = model
-    for part in path:
-        info = found.model_fields.get(str(part)) if found else None
-        if info is None:
-            continue  # the name of an entry in a mapping of models
-        found = _model_in(info.annotation)
-    return found
-
-
-def field_default(model: type[BaseModel], path: Path) -> object:
-    """The default of a scalar key, for an example; MISSING when it has none."""
-    inner = model_at(model, path[:-1])
-    info = inner.model_fields.get(str(path[-1])) if inner and path else None
-    if info is None or info.is_required():
-        return MISSING
-    default = info.get_default(call_default_factory=True, validated_data={})
-    return MISSING if isinstance(default, BaseModel) else default
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    origin = typing.get_origin(annotation)
-    args: tuple[object, ...] = typing.get_args(annotation)
-    if origin is dict:
-        return _model_in(args[1])
-    if origin in (typing.Union, types.UnionType):
-        return next((m for a in args if (m := _model_in(a))), None)
-    return None

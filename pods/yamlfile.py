@@ -1,8 +1,9 @@
 """YAML as orch reads it: one document of plain data, every value with its place, nothing that surprises.
 
-Refused: duplicate keys, anchors, aliases, merge keys, tags, a second document, files above 1 MB or 32 levels, and
-scalars that readers of YAML disagree about (`pods.yamlscalar`). The tree is built from PyYAML's events, never by its
-constructors, so nothing in a file can run anything or grow beyond its size. Used for job files, pods.yaml and `--set`.
+Refused: duplicate keys, anchors, aliases, merge keys, tags, a second document, more than 1 MB, 32 levels or 10 000
+values, and scalars that readers of YAML disagree about (`pods.yamlscalar`). The tree is built from PyYAML's events,
+never by its constructors, so nothing in a file can run anything or grow beyond its size. Used for job files, pods.yaml
+and `--set`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from workloads.contract.files import read_bytes_bounded
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_VALUES = 10_000
 MAX_SHOWN_LINE = 100
 
 _UNPAIRED = re.compile("[\ud800-\udfff\0]")
@@ -128,6 +130,7 @@ class _Builder:
     text: str
     marks: dict[str, Mark] = field(default_factory=dict)
     problems: list[OrchError] = field(default_factory=list)
+    values: int = 0
 
     def document(self, events: Iterator[Any]) -> object:
         data: object = None
@@ -144,6 +147,10 @@ class _Builder:
 
     def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> object:
         self.marks.setdefault(path, self._mark(event))
+        self.values += 1
+        if self.values > MAX_VALUES:
+            self._refuse(event, "E-YAML-015", f"more than {MAX_VALUES} values", "keep data in files of their own")
+            raise_all(self.problems)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             self._refuse(

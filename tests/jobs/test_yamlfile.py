@@ -79,6 +79,7 @@ def test_every_value_has_its_place() -> None:
         ("a: \x07", "E-YAML-001"),
         ("a: " + "[" * (MAX_DEPTH + 5) + "]" * (MAX_DEPTH + 5), "E-YAML-009"),
         ("[" * 5000, "E-YAML-009"),
+        ("a: [" + "1," * 400_000 + "]", "E-YAML-015"),
     ],
 )
 def test_what_is_refused(text: str, code: str) -> None:
