@@ -42,8 +42,11 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What the command costs; the rows are appended to runbooks/results/cli.jsonl. On an idle machine, at a clean commit.
 bench-cli: setup
-	$(BIN)/python -m tests.bench_cli
+	rm -rf build/operator && $(PYTHON) -m venv build/operator
+	build/operator/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt .
+	$(BIN)/python -m tests.bench_cli --launch --operator-venv build/operator --save runbooks/results/cli.jsonl
 
 # README's figures, rebuilt from runbooks/results/*.jsonl; fails on one without row, machine, date or commit.
 evidence: setup

@@ -1,6 +1,6 @@
 """`make bench-cli`: what the command costs, measured on processes of its own. Not a test: it prints.
 
-    python -m tests.bench_cli [--repeat N] [--operator-venv DIR] [--save runbooks/results/cli.jsonl]
+    python -m tests.bench_cli [--repeat N] [--launch] [--operator-venv DIR] [--save runbooks/results/cli.jsonl]
 
 Prints a table against the limits, then a JSON line a case (machine, versions, commit, date), as `runbooks.evidence`
 wants them; `--save` appends those to a file. Exit 1 when a limit is exceeded.
@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench_launch import cold_and_warm_s  # noqa: E402
 from workloads.contract.files import atomic_write_json, dump_json  # noqa: E402
 from workloads.contract.process import ProcId  # noqa: E402
 from workloads.contract.records import Status, as_wire  # noqa: E402
@@ -113,7 +114,7 @@ def size_mb(folder: Path) -> float:
     return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
 
 
-def measure(repeat: int, venv: Path | None) -> list[Row]:
+def measure(repeat: int, venv: Path | None, *, launch: bool) -> list[Row]:
     orch = [sys.executable, "-m", "orchestrator.cli"]
     rows = []
     with tempfile.TemporaryDirectory() as temp:
@@ -128,6 +129,10 @@ def measure(repeat: int, venv: Path | None) -> list[Row]:
             env = {**env, "ORCH_HOME": str(home.path)}
             rows.append(Row(f"orch status, {count} runs", median_s([*orch, "status"], env, repeat), "s", limit))
         rows.append(Row("heartbeat line, built and written", beat_cost_us(OrchHome(Path(temp) / "beats")), "us", 50))
+    if launch:
+        cold_s, warm_s = cold_and_warm_s(ROOT)
+        rows.append(Row("launch to first step, Ray down", cold_s, "s", 40))
+        rows.append(Row("launch to first step, Ray up", warm_s, "s", 20))
     if venv is not None:
         rows.append(Row("operator install", size_mb(venv / "lib"), "MB", 80))
     return rows
@@ -155,10 +160,11 @@ def line_of(row: Row, facts: dict[str, object]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the orch command costs.")
     parser.add_argument("--repeat", type=int, default=11)
+    parser.add_argument("--launch", action="store_true", help="launch real runs too: about a minute")
     parser.add_argument("--operator-venv", type=Path, help="a virtual environment with `pip install orch-runs` alone")
     parser.add_argument("--save", type=Path, help="append the JSON lines to this file")
     args = parser.parse_args()
-    rows = measure(args.repeat, args.operator_venv)
+    rows = measure(args.repeat, args.operator_venv, launch=args.launch)
     print(f"{'case':<36} {'measured':>8} {'':<8} {'goal':<10}")
     for r in rows:
         limit = "-" if r.limit is None else f"{r.limit:g} {r.unit}"

@@ -138,6 +138,11 @@ def events_of(run: RunDir, what: str) -> list[dict[str, Any]]:
     return [e for e in rows(run.events) if e["what"] == what]
 
 
+def restarts_of(run: RunDir) -> list[str]:
+    """Why it was restarted, each time."""
+    return [e["why"] for e in events_of(run, "state") if e["to"] == "resuming"]
+
+
 def rank_pid(run: RunDir, attempt: int, rank: int) -> ProcId:
     r = try_read_json(run.rank_record(attempt, rank)) or {}
     return ProcId(r["pid"], r["start_time"], r["boot_id"])

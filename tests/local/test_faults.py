@@ -13,7 +13,7 @@ import pytest
 
 from pods.keeper.client import running
 from pods.keeper.runs import lock_is_held
-from tests.local.conftest import CPUS, Orch, events_of, losses_of, rank_pid, rows, steps_of, wait_for
+from tests.local.conftest import CPUS, Orch, losses_of, rank_pid, restarts_of, rows, steps_of, wait_for
 from tests.local.test_train import SMALL
 from workloads.contract.files import read_json
 from workloads.contract.process import ProcId, environ_of, marked
@@ -169,7 +169,7 @@ def test_every_rank_dies_again_and_again_and_no_step_is_lost(orch: Orch, undistu
     assert orch.state(run) == "succeeded", orch.story(run)
     assert read_json(run.status)["attempt"] == 4
     assert losses_of(run) == losses_of(undisturbed)
-    assert len(events_of(run, "restart")) == 3
+    assert len(restarts_of(run)) == 3
 
 
 def rows_now(run: RunDir) -> list[dict[str, int]]:

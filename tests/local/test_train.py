@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import CPUS, Orch, events_of, losses_of, rank_pid, rows, steps_of, wait_for
+from tests.local.conftest import CPUS, Orch, losses_of, rank_pid, restarts_of, rows, steps_of, wait_for
 from workloads.contract.files import read_json
 from workloads.contract.process import marked
 from workloads.contract.rundir import RunDir
@@ -101,7 +101,7 @@ def test_a_killed_rank_restarts_from_the_newest_checkpoint(orch: Orch, unbroken:
     assert orch.state(run) == "succeeded", orch.story(run)
     assert losses_of(run) == losses_of(unbroken)
     assert read_json(run.rank_record(1, 1))["signal"] == 9
-    assert any("signal 9" in e["why"] for e in events_of(run, "restart")), rows(run.events)
+    assert ["rank 1 was killed by signal 9" in why for why in restarts_of(run)] == [True], restarts_of(run)
     assert read_json(run.status)["attempt"] == 2
 
 
