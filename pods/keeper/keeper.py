@@ -14,7 +14,7 @@ from typing import Any
 from pods.keeper import policy
 from pods.keeper.jobsapi import JobsApiError
 from pods.keeper.raynode import RayNode
-from pods.keeper.runs import Runs, RunWatch, pending_requests
+from pods.keeper.runs import Runs, RunWatch, pending_requests, tree_of
 from pods.remote.dump import dump_run, group
 from pods.remote.reap import reap_lost
 from workloads.contract.files import atomic_write_json, try_read_json
@@ -136,7 +136,7 @@ class Keeper:
         watch.tries = watch.tries + 1 if last.get("generation") == self.node.generation else 0
         row = {"v": 1, "n": n, "ts": time.time(), "why": why}
         entrypoint = shlex.join([self.node.python, "-s", "-m", "orchestrator.supervisor", str(run.path)])
-        env = {"PYTHONPATH": str(watch.spec["tree"]), "ORCH_HOME": str(self.home.path)}
+        env = {"PYTHONPATH": tree_of(self.home, run, watch.spec), "ORCH_HOME": str(self.home.path)}
         atomic_write_json(run.submissions, {**row, "taken": False})
         try:
             self.node.api().submit(f"{run.run_id}.{n}", entrypoint, env)

@@ -51,6 +51,20 @@ def pending_requests(run: RunDir, verb: str) -> list[Path]:
     ]  # fmt: skip
 
 
+def tree_of(home: OrchHome, run: RunDir, spec: dict[str, Any]) -> str:
+    """Orch's own tree for this run: of the newest `resume --code current`, else the one it was launched with."""
+    try:
+        names = sorted((n for n in os.listdir(run.requests) if "-resume-" in n), reverse=True)
+    except OSError:
+        names = []
+    for name in names:
+        args = (try_read_json(run.requests / name) or {}).get("args")
+        tree = Path(str(args.get("tree", ""))) if isinstance(args, dict) else Path()
+        if tree.parent == home.trees and tree.is_dir():
+            return str(tree)
+    return str(spec.get("tree", ""))
+
+
 @dataclass
 class RunWatch:
     """One run directory, looked at again and again."""

@@ -15,7 +15,7 @@ from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
 
 from pods.keeper.keeper import Keeper, say
-from pods.keeper.runs import lock_is_held
+from pods.keeper.runs import lock_is_held, tree_of
 from pods.keeper.spawn import clean_env, spawn_detached
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, sweep_mark
@@ -84,7 +84,7 @@ class Operations:
             return {"started": False}
         run = self.keeper.home.run(order["run"])
         spec = try_read_json(run.run_json) or {}
-        env = clean_env(os.environ, PYTHONPATH=str(spec.get("tree") or os.environ.get("PYTHONPATH", "")))
+        env = clean_env(os.environ, PYTHONPATH=tree_of(self.keeper.home, run, spec))
         argv = [sys.executable, "-s", "-m", "workloads.shim", str(path)]
         spawn_detached(sys.executable, argv, env=env, log=run.shim_log(int(order["rank"])))
         return {"started": True}

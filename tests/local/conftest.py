@@ -35,6 +35,7 @@ class Orch:
     home: OrchHome
     work: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    extra_env: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
@@ -43,6 +44,7 @@ class Orch:
             "ORCH_HOME": str(self.home.path),
             "ORCH_LEASES": str(self.home.path / "leases"),
             "PYTHONPATH": str(ROOT),
+            **self.extra_env,
         }
 
     def popen(self, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
@@ -107,6 +109,10 @@ class Orch:
                 ident.signal(signal.SIGKILL)
             shutil.rmtree(f"/tmp/orch-{os.getuid()}-ray-{folder.name[:8]}", ignore_errors=True)
 
+    def remove(self) -> None:
+        self.close()
+        shutil.rmtree(self.work.parent, ignore_errors=True)
+
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, story: Callable[[], str] = lambda: "") -> Any:
     """The first true value of `condition`, within `timeout_s` seconds; else the test fails with the story."""
@@ -158,8 +164,7 @@ def make_orch() -> Orch:
 def orch() -> Iterator[Orch]:
     made = make_orch()
     yield made
-    made.close()
-    shutil.rmtree(made.work.parent, ignore_errors=True)
+    made.remove()
 
 
 @pytest.fixture
@@ -167,5 +172,4 @@ def fresh_orch() -> Iterator[Orch]:
     """A home of its own, for tests that kill the keeper or Ray."""
     made = make_orch()
     yield made
-    made.close()
-    shutil.rmtree(made.work.parent, ignore_errors=True)
+    made.remove()

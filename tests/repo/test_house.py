@@ -1,4 +1,4 @@
-"""The house itself: our names are ours, what must stay light is light, the pod's parts need nothing, figures have rows."""
+"""The house: our names are ours, what must stay light is light, a bare pod is enough, figures have rows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""Devices on a machine that has none: a fake nvidia-smi names two, Ray hands them out, shims lease them for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import Orch, make_orch, wait_for
+from tests.local.test_command import command, launch, script
+from workloads.contract.files import read_json, try_read_json
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+UUIDS = [f"GPU-{i}0000000-aaaa-bbbb-cccc-0123456789ab" for i in (1, 2)]
+SHOW = """
+import json, os, time
+print(json.dumps({"devices": os.environ["CUDA_VISIBLE_DEVICES"], "rank": os.environ["RANK"]}), flush=True)
+time.sleep(600 if os.environ.get("STAY") else 0)
+"""
+
+
+def fake_gpus(orch: Orch) -> None:
+    """Put an nvidia-smi that lists two cards first on the PATH of this home's commands."""
+    folder = orch.work / "bin"
+    folder.mkdir()
+    lines = "".join(f"{i}, {uuid}, NVIDIA H200, 143771, 4\\n" for i, uuid in enumerate(UUIDS))
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    orch.extra_env["PATH"] = f"{folder}:{orch.env['PATH']}"
+
+
+@pytest.fixture
+def two_homes() -> Iterator[tuple[Orch, Orch]]:
+    """Two users' homes on one machine: one lease directory."""
+    first, second = make_orch(), make_orch()
+    for one in (first, second):
+        fake_gpus(one)
+    second.extra_env["ORCH_LEASES"] = first.env["ORCH_LEASES"]
+    yield first, second
+    for one in (first, second):
+        one.remove()
+
+
+def devices_of(log: Path) -> str:
+    return str(json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))["devices"])
+
+
+def test_each_rank_gets_a_card_and_no_card_is_given_twice(two_homes: tuple[Orch, Orch]) -> None:
+    first, second = two_homes
+    stay = ('env.STAY="1"',)
+    one = launch(first, *command(script(first, "show.py", SHOW), name="one", sets=stay))
+    first.wait(one, "running")
+    plan = read_json(one.run_json)
+    assert (plan["world_size"], plan["gpus_per_rank"]) == (2, 1)
+    wait_for(lambda: all(one.rank_log(r).exists() and one.rank_log(r).read_text() for r in (0, 1)), 60)
+    assert sorted(devices_of(one.rank_log(r)) for r in (0, 1)) == UUIDS
+
+    # another home has a Ray of its own, whose books call both cards free
+    two = launch(second, *command(script(second, "show.py", SHOW), name="two"))
+    second.wait(two, "queued")
+
+    def told() -> bool:
+        reason = (try_read_json(two.status) or {}).get("reason", "")
+        return UUIDS[0] in reason and one.run_id in reason
+
+    wait_for(told, 90, lambda: second.story(two))
+    assert not two.rank_log(0).exists()
+
+    first("halt", one.run_id, "--now")
+    second.wait(two, "succeeded", "failed")
+    assert second.state(two) == "succeeded", second.story(two)
+    assert read_json(two.status)["attempt"] == 1
+
+
+def test_more_cards_than_there_are_is_refused_before_anything_happens(fresh_orch: Orch) -> None:
+    fake_gpus(fresh_orch)
+    process = fresh_orch.popen("launch", "tiny", "--set", "resources.gpus_per_rank=2")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "4" in err and "2" in err, err
+    assert not fresh_orch.home.runs.exists()
