@@ -1,11 +1,15 @@
 """PodAgent: a thin Ray face of one pod. It holds the pod's share of the placement and relays to the keeper there.
 
 Made by `gang.RayGang` inside its bundle, detached and named `<run id>/<pod>`; Ray starts it again when it is killed. It
-keeps no state: what it knows is in files. It never starts or stops a rank itself.
+keeps no state: what it knows is in files. It never starts or stops a rank itself. While it lives, so does the pod's
+keeper: one that was killed is started again within seconds, without anybody at the operator's side.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +17,13 @@ from pathlib import Path
 from orchestrator.supervisor.hands import Hands, busy_devices, free_port, gpu_uuids
 from orchestrator.supervisor.observe import Figures, PodEye
 from orchestrator.supervisor.seen import RankSeen
+from pods.keeper.client import running
 from workloads.contract.errors import OrchError
 from workloads.contract.rundir import OrchHome
+
+log = logging.getLogger(__name__)
+
+KEEPER_LOOK_S = 2.0
 
 
 @contextmanager
@@ -34,6 +43,16 @@ class PodAgent:
         self.hands = Hands(self.home, python, Path(tree))
         self.eye = PodEye(self.home.run(run_id), pod, tuple(ranks))
         self._devices: tuple[str, ...] | None = None
+        threading.Thread(target=self._keep_keeper, daemon=True, name="keeper").start()
+
+    def _keep_keeper(self) -> None:
+        while True:
+            time.sleep(KEEPER_LOOK_S)
+            try:
+                if running(self.home) is None:
+                    self.hands.keeper()
+            except Exception:  # the thread must live as long as the agent; the next look tries again
+                log.exception("the keeper could not be started")
 
     def ping(self) -> str:
         return self.eye.pod

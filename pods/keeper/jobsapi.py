@@ -23,7 +23,7 @@ class JobsApiError(Exception):
 class JobsApi:
     port: int
     token: str
-    timeout_s: float = 10.0
+    timeout_s: float = 5.0
 
     def alive(self) -> bool:
         try:

@@ -121,7 +121,7 @@ class Keeper:
                     say(f"stopping Ray: {why}")
                     self.node.stop()
                     self.node = None
-            case policy.Submit(run_id, why):
+            case policy.Submit(run_id, why) if self.node is not None and self.node.state == "up":
                 self._submit(self.runs.watches[run_id], why, now)
             case policy.EndKeeper(why):
                 say(f"ending: {why}")

@@ -1,4 +1,4 @@
-"""The whole thread on real cards: leased by UUID, trained over NCCL, dumped, halted, killed, resumed bitwise. `make gpu`.
+"""The whole thread on real cards: leased by UUID, trained, dumped, halted, killed, resumed bitwise. `make gpu`.
 
 Prints what it measured as one JSON line a case, for runbooks/results/gpu-thread.jsonl.
 """
