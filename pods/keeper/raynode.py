@@ -193,6 +193,8 @@ class RayNode:
             "RAY_memory_monitor_refresh_ms": "0",  # it kills supervisors when ranks fill the memory
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_worker_niceness": "0",  # 15 by default: ranks that fill the CPUs would starve their supervisor
             "PYTHONUNBUFFERED": "1",
             **ports.env(),
         }
