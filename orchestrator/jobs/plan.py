@@ -15,7 +15,7 @@ from orchestrator.jobs import sizes
 from orchestrator.jobs.code import CodeState
 from orchestrator.jobs.interpreter import Interpreter
 from orchestrator.jobs.place import Placement, Where, choose_pod, place_ranks
-from orchestrator.jobs.rules import batch_rules, interval_beyond_end
+from orchestrator.jobs.rules import batch_rules, interval_beyond_end, warmup_beyond_end
 from pods.clusterid import cluster_id
 from pods.facts import PodFacts
 from workloads.contract.config.inventory import Inventory, PodSpec
@@ -218,6 +218,8 @@ def _warnings(spec: JobSpec, facts: PodFacts, context: LaunchContext) -> tuple[s
     found = list(context.notes)
     if facts.shm_mib < MIN_SHM_MIB:
         found.append(f"/dev/shm has {facts.shm_mib} MiB free; Ray then uses slower storage (docker run --shm-size=1g)")
+    if warmup_beyond_end(spec):
+        found.append(f"the run ends within its warm-up of {spec.train.warmup_steps} steps: train.lr is not reached")
     if interval_beyond_end(spec):
         found.append("checkpoint.every_steps is larger than train.steps: it will not be reached")
     if facts.gpu_error:

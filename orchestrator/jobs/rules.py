@@ -44,17 +44,31 @@ def interval_beyond_end(spec: JobSpec) -> bool:
     return spec.kind == "train" and every is not None and every > spec.train.steps
 
 
+def warmup_beyond_end(spec: JobSpec) -> bool:
+    return spec.kind == "train" and spec.train.warmup_steps >= spec.train.steps
+
+
 def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
     """Everything that can be told before pods are looked at.
 
-    `shortened`: train.steps came from the command line. A run made short to try it keeps its checkpoint interval.
+    `shortened`: train.steps came from the command line. A run made short to try it keeps the rest of its recipe.
     """
     found = _environment(spec)
     if spec.kind == "command":
         found += _no_effect(spec)
         return found
+    steps = spec.train.steps
+    if warmup_beyond_end(spec) and not shortened:
+        found.append(
+            Broken(
+                "train.warmup_steps",
+                "train.warmup_steps is not below train.steps: train.lr would never be reached",
+                f"below train.steps = {steps}",
+                f"warmup_steps: {steps // 10}",
+                spec.train.warmup_steps,
+            )
+        )
     if interval_beyond_end(spec) and not shortened:
-        steps = spec.train.steps
         found.append(
             Broken(
                 "checkpoint.every_steps",

@@ -105,12 +105,6 @@ class TrainSpec(Config):
     deterministic: bool = True
     log_every: PositiveInt = 10
 
-    @model_validator(mode="after")
-    def _schedule(self) -> Self:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"train.warmup_steps: must be below train.steps = {self.steps}")
-        return self
-
 
 class CheckpointSpec(Config):
     every_s: PositiveFloat | None = 600.0
