@@ -40,9 +40,13 @@ def newest_rows(name: str) -> list[dict[str, Any]]:
     return list(newest.values())
 
 
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| what | measured | goal |", "|---|---|---|"]
-    lines += [f"| {r['case']} | {r['value']:g} {r['unit']} | {r.get('goal', '')} |" for r in rows]
+    lines += [f"| {r['case']} | {figure(r['value'])} {r['unit']} | {r.get('goal', '')} |" for r in rows]
     where = sorted({(r["machine"], r["date"], r["commit"][:12], r["command"]) for r in rows})
     notes = [f"{command} on {machine}, {date}, commit {commit}" for machine, date, commit, command in where]
     return "\n".join(lines) + "\n\n" + "\n".join(f"*{n}*" for n in notes) + "\n"

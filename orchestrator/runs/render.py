@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 # C0 and C1 controls (ESC among them), bidirectional controls, line separators, stray surrogates
@@ -119,3 +120,12 @@ def clock(ts: float) -> str:
 def moment(ts: float | None) -> str:
     """Local date and time; `-` when unknown."""
     return "-" if ts is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ts))
+
+
+def program() -> str:
+    """What to type for `orch` here: the path this command was started by, when the shell would not find it by name."""
+    started = Path(sys.argv[0])
+    if started.name != "orch":
+        return "orch"
+    found = shutil.which("orch")
+    return "orch" if found and Path(found).resolve() == started.resolve() else str(started)

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.runs.index import IndexRow
-from orchestrator.runs.render import ago, brief, clip, clock, duration, figure, moment, one_line, progress, table
+from orchestrator.runs.render import (
+    ago,
+    brief,
+    clip,
+    clock,
+    duration,
+    figure,
+    moment,
+    one_line,
+    program,
+    progress,
+    table,
+)
 from orchestrator.runs.views import RankView, RunView
 from workloads.contract.records import Event
 from workloads.contract.states import RESUMABLE, RankHealth, RunState
@@ -130,20 +142,20 @@ def event_words(e: Event) -> str:
 
 def next_lines(view: RunView) -> list[tuple[str, str]]:
     """(what to type, what it does), fitting the state."""
-    run = view.run.run_id
+    run, orch = view.run.run_id, program()
     if not view.ended:
-        dump = [(f"orch dump {run}", "the stack of every rank")] if view.ranks else []
+        dump = [(f"{orch} dump {run}", "the stack of every rank")] if view.ranks else []
         return [
-            (f"orch status {run}", "how it goes"),
-            (f"orch logs {run} -f", "what the ranks print"),
+            (f"{orch} status {run}", "how it goes"),
+            (f"{orch} logs {run} -f", "what the ranks print"),
             *dump,
-            (f"orch halt {run}", "checkpoint and stop"),
+            (f"{orch} halt {run}", "checkpoint and stop"),
         ]
-    lines = [(f"orch status {run}", "all about it"), (f"orch logs {run}", "what the ranks printed")]
+    lines = [(f"{orch} status {run}", "all about it"), (f"{orch} logs {run}", "what the ranks printed")]
     if view.state == RunState.FAILED:
-        lines.append((f"orch logs {run} --errors", "errors alone"))
+        lines.append((f"{orch} logs {run} --errors", "errors alone"))
     if view.state in RESUMABLE:
-        lines.append((f"orch resume {run}", "go on from the newest checkpoint"))
+        lines.append((f"{orch} resume {run}", "go on from the newest checkpoint"))
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.runs.render import brief, duration, figure, progress, table
+from orchestrator.runs.render import brief, duration, figure, program, progress, table
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_table_and_progress():
     assert text.split("\n") == ["A          …", "x          …", "longer\\x1b[…"]
     assert table(("A", "B"), [("x", "1"), ("yy", "22")], right=(1,)) == "A    B\nx    1\nyy  22"
     assert (progress(None, 5), progress(3, None), progress(3, 5)) == ("-", "3", "3/5")
+
+
+def test_what_to_type_next_can_be_typed(tmp_path, monkeypatch):
+    """Started by a path that the shell would not find, the hints name that path."""
+    script = tmp_path / "bin" / "orch"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(script)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == "orch"
+    monkeypatch.setattr("sys.argv", ["/x/orchestrator/cli/__main__.py"])
+    assert program() == "orch"
