@@ -126,7 +126,7 @@ def _refuse_dump(view: RunView, ranks: list[int] | None) -> None:
             "E-DUMP-001", f"run {view.run.run_id} has ended ({view.state}): there is nothing to dump",
             expected=states or None, fix=f"orch logs {view.run.run_id} --errors",
         )  # fmt: skip
-    foreign = [k for k in ranks or [] if k >= int(view.info.get("world_size") or 1)]
+    foreign = [k for k in ranks or [] if k >= (view.world_size or 1)]
     if foreign:
         raise UsageError(
             "E-RUN-005", f"run {view.run.run_id} has no rank {foreign[0]}", where="--rank", value=foreign[0],

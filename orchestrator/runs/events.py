@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.runs.reading import record_of
 from workloads.contract.files import read_tail
-from workloads.contract.records import Event, from_wire
+from workloads.contract.records import Event
 from workloads.contract.rundir import RunDir
 
 EVENTS_TAIL_BYTES = 256 << 10
@@ -34,11 +35,4 @@ def parse_event(line: bytes) -> Event | None:
     if not isinstance(row, dict):
         return None
     row["frm"] = row.pop("from", None)
-    if not isinstance(row.get("seq"), int) or not isinstance(row.get("ts"), int | float):
-        return None
-    if not isinstance(row.get("data", {}), dict):
-        return None
-    try:
-        return from_wire(Event, row)
-    except TypeError:
-        return None
+    return record_of(Event, row)

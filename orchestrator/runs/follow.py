@@ -12,12 +12,13 @@ from typing import Any
 
 from orchestrator.runs.health import outcome
 from orchestrator.runs.logs import last_lines
+from orchestrator.runs.reading import record_of
 from orchestrator.runs.render import harmless
 from orchestrator.runs.views import RankView, RunView, first_dead, snapshot
 from orchestrator.runs.waiting import Live, last_seq, watch
 from workloads.contract.exitcodes import CliExit
 from workloads.contract.files import try_read_json
-from workloads.contract.records import HaltAck, HaltClocks, from_wire
+from workloads.contract.records import HaltAck, HaltClocks
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import RunState
 
@@ -149,8 +150,7 @@ def _acks(view: RunView) -> dict[int, HaltAck]:
         row = try_read_json(view.run.halt_ack(rank))
         if row is None or row.get("attempt") != view.attempt:
             continue
-        try:
-            found[rank] = from_wire(HaltAck, row)
-        except TypeError:
-            continue
+        ack = record_of(HaltAck, row)
+        if ack is not None:
+            found[rank] = ack
     return found

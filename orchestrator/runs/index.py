@@ -20,6 +20,7 @@ from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
 
 SCHEMA = 1
 LOCK_TIMEOUT_S = 0.3
+MAX_TS_S = 1e11  # a later one is no time that can be shown; nor is NaN
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL,"
     " kind TEXT NOT NULL, pods TEXT NOT NULL) WITHOUT ROWID"
@@ -113,7 +114,7 @@ def _row(run: str, run_json: Mapping[str, Any]) -> IndexRow | None:
     return IndexRow(
         run,
         m["name"],
-        float(created) if isinstance(created, int | float) else _unix(m["utc"]),
+        float(created) if isinstance(created, int | float) and 0 < created < MAX_TS_S else _unix(m["utc"]),
         str(run_json.get("kind", "unknown")),
         tuple(names),
     )

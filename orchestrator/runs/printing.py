@@ -65,7 +65,7 @@ class Selection:
 
 
 def _ranks(view: RunView, wanted: Sequence[int] | None) -> list[int]:
-    there = log_ranks(view.run, view.info.get("world_size"))
+    there = log_ranks(view.run, view.world_size)
     foreign = [k for k in wanted or [] if k not in there]
     if foreign:
         has = f"0 to {there[-1]}" if len(there) > 1 else "0"

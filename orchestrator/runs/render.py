@@ -6,6 +6,7 @@ knowledge of runs; used by every view and by the CLI.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
@@ -60,7 +61,7 @@ def screen_width(out: TextIO | None = None) -> int:
 
 def duration(seconds: float | None) -> str:
     """`850 ms`, `12 s`, `3 min 05 s`, `2 h 05 min`, `4 d 03 h`; `-` when unknown."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     seconds = max(seconds, 0.0)
     if seconds < 0.0005:
@@ -79,7 +80,7 @@ def duration(seconds: float | None) -> str:
 
 def brief(seconds: float | None) -> str:
     """As `duration`, for a column: `12s`, `3m05s`, `2h05m`, `4d03h`."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = max(round(seconds), 0)
     if whole < 60:
@@ -114,12 +115,19 @@ def progress(step: int | None, steps: int | None) -> str:
 
 def clock(ts: float) -> str:
     """Local wall time, hour to second."""
-    return time.strftime("%H:%M:%S", time.localtime(ts))
+    return _local("%H:%M:%S", ts)
 
 
 def moment(ts: float | None) -> str:
     """Local date and time; `-` when unknown."""
-    return "-" if ts is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ts))
+    return "-" if ts is None else _local("%Y-%m-%d %H:%M:%S", ts)
+
+
+def _local(form: str, ts: float) -> str:
+    try:
+        return time.strftime(form, time.localtime(ts))
+    except (ValueError, OverflowError, OSError):  # a time that no calendar has, from a file that is not orch's
+        return "-"
 
 
 def program() -> str:

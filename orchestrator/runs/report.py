@@ -75,7 +75,7 @@ def _head(v: RunView) -> list[str]:
     facts: list[tuple[str, str]] = [
         ("state for", duration(since)),
         ("attempt", f"{v.attempt or '-'}, restarts {v.status.restarts if v.status else 0}"),
-        ("pods", f"{', '.join(v.pods) or '-'}, {v.info.get('world_size', '-')} ranks"),
+        ("pods", f"{', '.join(v.pods) or '-'}, {v.world_size or '-'} rank{'' if v.world_size == 1 else 's'}"),
         ("step", progress(v.figure("step"), v.figure("steps"))),
         ("loss", figure(v.figure("loss"))),
         ("tokens/s", figure(v.figure("toks_per_s"), 3)),

@@ -6,21 +6,23 @@ unsupervised since ..."). It writes nothing, locks nothing and waits for nothing
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runs.health import Verdict, judge
+from orchestrator.runs.reading import record_of
 from orchestrator.runs.render import brief
 from workloads.contract.beats import Beat, BeatReader
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, boot_id
-from workloads.contract.records import RankRecord, Status, from_wire
+from workloads.contract.records import RankRecord, Status
 from workloads.contract.rundir import OrchHome, RunDir, step_of_checkpoint
 from workloads.contract.states import ENDED, Phase, RankHealth, RunState
 
 BEATS_TAIL_BYTES = 32 << 10
+MAX_RANKS = 4096
+_STATES = frozenset(RunState)
 NOT_STARTED = "submitted; the supervisor has not started yet"
 
 
@@ -108,8 +110,12 @@ class RunView:
 
     @property
     def pods(self) -> list[str]:
-        named = [str(p.get("name")) for p in self.info.get("pods", []) if isinstance(p, dict)]
+        named = [str(p.get("name")) for p in _pods(self.info)]
         return named or (list(self.status.pods) if self.status else [])
+
+    @property
+    def world_size(self) -> int:
+        return world_size_of(self.info)
 
     @property
     def eta_s(self) -> float | None:
@@ -156,8 +162,7 @@ def snapshot(run: RunDir, now: float) -> RunView:
     info = try_read_json(run.run_json) or {}
     status = read_status(run)
     attempt = status.attempt if status else _newest_attempt(run)
-    world = info.get("world_size")
-    world = min(world, 4096) if isinstance(world, int) else 0
+    world = world_size_of(info)
     pod_of = _pods_by_rank(info)
     return RunView(
         run=run,
@@ -172,13 +177,16 @@ def snapshot(run: RunDir, now: float) -> RunView:
     )
 
 
+def world_size_of(info: dict[str, Any]) -> int:
+    """Ranks of the run, by its run.json; 0 when that says nothing sensible, and never more than can be shown."""
+    told = info.get("world_size")
+    return min(max(told, 0), MAX_RANKS) if type(told) is int else 0
+
+
 def read_status(run: RunDir) -> Status | None:
     row = try_read_json(run.status)
-    if row is None or not isinstance(row.get("state"), str) or not isinstance(row.get("attempt"), int):
-        return None
-    with contextlib.suppress(TypeError):
-        return from_wire(Status, row)
-    return None
+    status = record_of(Status, row) if row is not None else None
+    return status if status is not None and status.state in _STATES else None
 
 
 def state_of(run: RunDir) -> str:
@@ -196,8 +204,13 @@ def _newest_attempt(run: RunDir) -> int:
 
 
 def _pods_by_rank(info: dict[str, Any]) -> dict[int, str]:
-    pods = [p for p in info.get("pods", []) if isinstance(p, dict)]
-    return {k: str(p.get("name")) for p in pods for k in p.get("ranks", []) if isinstance(k, int)}
+    named = ((str(p.get("name")), p.get("ranks")) for p in _pods(info))
+    return {k: name for name, ranks in named if isinstance(ranks, list) for k in ranks if isinstance(k, int)}
+
+
+def _pods(info: dict[str, Any]) -> list[dict[str, Any]]:
+    pods = info.get("pods")
+    return [p for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
 
 
 def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float) -> RankView:
@@ -209,12 +222,7 @@ def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float) -> RankVie
 
 def read_record(run: RunDir, attempt: int, rank: int) -> RankRecord | None:
     row = try_read_json(run.rank_record(attempt, rank))
-    if row is None:
-        return None
-    try:
-        return from_wire(RankRecord, row)
-    except TypeError:
-        return None
+    return None if row is None else record_of(RankRecord, row)
 
 
 def tail_beats(run: RunDir, rank: int, keep_bytes: int = BEATS_TAIL_BYTES) -> list[Beat]:

@@ -6,6 +6,12 @@ import json
 import shutil
 import time
 
+import pytest
+
+from orchestrator.runs import index
+from orchestrator.runs.events import read_events
+from orchestrator.runs.logs import log_ranks
+from orchestrator.runs.report import index_table, runs_table, screen
 from orchestrator.runs.views import snapshot
 
 KEYS = [
@@ -130,3 +136,43 @@ def test_stages_and_events(orch, make):
     out = orch("status", "tiny").out
     assert "where the time went: placed 1.5 s, first step 4.2 s" in out
     assert "starting -> running: all ranks beat" in out
+
+
+FOREIGN = (None, True, -1, float("inf"), float("nan"), 10**400, "x\x1b", [1], {"a": 1})
+
+
+def _spoil(path, key, value):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
+@pytest.mark.parametrize("key", ["state", "reason", "since", "ts", "attempt", "pods", "loss", "behind", "exit_codes"])
+def test_a_status_that_is_not_orchs_own_harms_no_view(make, key):
+    made = make()
+    made.status("failed", "boom", loss=1.5)
+    made.event(0, "state", "x")
+    for value in FOREIGN:
+        made.status("failed", "boom")
+        _spoil(made.run.status, key, value)
+        view = snapshot(made.run, time.time())
+        json.dumps(view.as_json(), allow_nan=False)
+        assert "\x1b" not in runs_table([view]) + screen(view, read_events(made.run))
+
+
+@pytest.mark.parametrize("key", ["world_size", "pods", "created", "kind", "job"])
+def test_a_run_json_that_is_not_orchs_own_harms_no_view(make, home, key):
+    made = make()
+    for value in FOREIGN:
+        _spoil(made.run.run_json, key, value)
+        view = snapshot(made.run, time.time())
+        json.dumps(view.as_json(), allow_nan=False)
+        assert log_ranks(made.run, view.world_size)[:2] in ([], [0], [0, 1])  # bounded, whatever the file says
+        assert index.rebuild(home) == 1 and index_table(index.list_runs(home), ["queued"])
+
+
+@pytest.mark.parametrize("key", ["seq", "ts", "attempt", "what", "why", "from", "data"])
+def test_an_event_that_is_not_orchs_own_harms_no_view(make, key):
+    made = make()
+    made.status("failed", "boom")
+    rows = [{"v": 1, "seq": 0, "ts": 1.0, "attempt": 1, "who": "x", "what": "state", key: value} for value in FOREIGN]
+    made.run.events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "\x1b" not in screen(snapshot(made.run, time.time()), read_events(made.run))

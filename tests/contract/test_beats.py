@@ -38,6 +38,7 @@ def test_lines_that_are_no_beats() -> None:
         b"", b"{}", b"null", b"[1]", b"\xff\xfe", line(v=2), line(v=True), line(msg="dancing"), line(rank=-1),
         line(rank="0"), line(ts=float("inf")), line(seq=1.5), line(step=1)[:-20], line(x="y" * MAX_LINE_BYTES),
         b'{"v":1,"v":1}', b"[" * 2000, line(ts=None), line(seq=10**400),
+        line(ts=10**400), line(msg=[1]),
     ]  # fmt: skip
     assert [parse_beat(b) for b in bad] == [None] * len(bad)
 
@@ -45,6 +46,7 @@ def test_lines_that_are_no_beats() -> None:
 def test_ill_formed_optional_fields_are_dropped_one_by_one() -> None:
     beat = parse_beat(line(step=-1, loss="low", data_source="x" * 300, gate_branch_shares=[1, 2], pid=3))
     assert beat is not None and beat.fields == {"toks_per_s": 1000.0, "pid": 3}
+    assert parse_beat(line(loss=10**400, lr=-(10**400))).fields.keys() == {"step", "toks_per_s"}  # type: ignore[union-attr]
 
 
 def reader(path: Path) -> BeatReader:
@@ -108,6 +110,9 @@ pieces = st.one_of(
     st.just(b"\n"),
     st.just(b"\0" * 50),
     st.just(b'{"v":1,"ts":1e999,"msg":"progress"}\n'),
+    st.sampled_from(["ts", "seq", "msg", "loss", "step", "rank"]).flatmap(
+        lambda k: st.sampled_from([10**400, -(10**400), [1], {}, None, True]).map(lambda v: line(**{k: v}))
+    ),
 )
 
 

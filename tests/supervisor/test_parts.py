@@ -179,6 +179,8 @@ def test_what_counts_as_a_halt(tmp_path: Path) -> None:
     assert isinstance(found, Halt) and "\x1b" not in found.why and found.why.startswith("loss is")
     atomic_write_json(run.halt, {"now": True, "why": "w", "who": "op@home", "ts": 5.0})
     assert read_halt(run) == Halt(True, "w", "op@home", 5.0)
+    run.halt.write_text('{"ts": 1%s}' % ("0" * 400))  # no float holds it
+    assert read_halt(run) == Halt(False, "", "a file", run.halt.stat().st_mtime)
     run.anomaly_type.write_text("gate_collapse\n")
     run.halt.write_text('{"now": "yes", "why": [], "ts": "x"}')
     found = read_halt(run)

@@ -57,7 +57,9 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     # NaN and infinities are kept: a NaN loss is news, not a bad line
-    return type(value) in (int, float) and (not math.isfinite(value) or abs(value) <= MAX_ABS)
+    if type(value) is float and not math.isfinite(value):
+        return True
+    return type(value) in (int, float) and abs(value) <= MAX_ABS  # `isfinite` itself fails on an int of 400 digits
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,7 +77,9 @@ def parse_beat(line: bytes) -> Beat | None:
         row = json.loads(line, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):
         return None
-    if type(row) is not dict or row.get("v") != BEAT_VERSION or row.get("msg") not in _PHASES:
+    if type(row) is not dict or row.get("v") != BEAT_VERSION:
+        return None
+    if type(row.get("msg")) is not str or row["msg"] not in _PHASES:
         return None
     ts = row.get("ts")
     if not isinstance(ts, int | float) or not _is_number(ts) or not math.isfinite(ts):

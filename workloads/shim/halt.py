@@ -6,7 +6,6 @@ says is read by `workloads.contract.haltfile`; this module reads the stop order 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ from workloads.contract.records import HaltClocks
 TOLD_KILL_S = 10.0
 """SIGTERM to the shim itself: the rank gets SIGTERM at once, and SIGKILL this many seconds later."""
 STOP_KILL_S = 10.0
+MAX_CLOCK_S = 1e9  # neither NaN nor an int of 400 digits, which no float holds, is below it
 
 
 class Send(IntEnum):
@@ -89,7 +89,7 @@ def look_at_stop(path: Path) -> tuple[float, float] | None:
 
 
 def _seconds(value: object, default: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_CLOCK_S
     return float(value) if good else default  # type: ignore[arg-type]
 
 
