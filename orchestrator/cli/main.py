@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _die_of_pipe()
     except KeyboardInterrupt:  # a second one, while the first was being handled
         return CliExit.INTERRUPTED
+    except OSError as e:  # stdout leads to a full disk: the answer cannot be given, and that is told on stderr
+        _mute(1)
+        return _tell(block_of(e), as_json=False)
     return code
 
 
@@ -116,7 +119,10 @@ def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
 
 
 def _tell(error: OrchError, *, as_json: bool) -> int:
-    print(error.render(), file=sys.stderr)
+    try:
+        print(error.render(), file=sys.stderr)
+    except OSError:  # nobody can be told; the exit code still says it
+        _mute(2)
     if as_json:
         from orchestrator.cli.shared import emit
 
@@ -135,9 +141,14 @@ def _prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
+def _mute(fd: int) -> None:
+    """What is still buffered for a stream that takes nothing goes to /dev/null at the interpreter's last flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
 def _die_of_pipe() -> int:
     """End as any filter does whose reader went away: silently, by SIGPIPE."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's last flush then has somewhere to go
+    _mute(1)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     return CliExit.OK  # not reached unless SIGPIPE is blocked

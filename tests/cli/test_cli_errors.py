@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,8 @@ from orchestrator.cli.blocks import block_of
 from orchestrator.cli.main import split_command
 from workloads.contract.errors import LocalError
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "errors"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "errors"
 CASES = {
     "01_unknown_command": ("statu",),
     "02_unknown_option": ("halt", "--nwo", "x"),
@@ -105,6 +109,38 @@ def test_home_that_is_a_file(orch, home):
 )
 def test_the_users_command_is_whole(args, head, tail):
     assert split_command(args) == (head, tail)
+
+
+@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("status", "nope", "--json")])
+def test_a_full_disk_behind_stdout(orch, tiny, command):
+    with Path("/dev/full").open("w") as full:
+        process = orch.start(*command, stdout=full)
+        err = process.communicate(timeout=20)[1]
+    assert process.returncode == 3 and "error[E-CLI-010]" in err and "Traceback" not in err
+
+
+def test_a_full_disk_behind_stderr(orch, tiny):
+    with Path("/dev/full").open("w") as full:
+        process = orch.start("status", "nope", "--json", stderr=full)
+        out = process.communicate(timeout=20)[0]
+    assert process.returncode == 2 and json.loads(out)["error"]["code"] == "E-RUN-001"
+
+
+INTERRUPTED_AT_TYPER = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from orchestrator.cli.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_interrupted_while_it_still_imports():
+    ran = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_TYPER], capture_output=True, cwd=ROOT, timeout=20)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, b"")
 
 
 def test_closed_streams(orch, tiny):
