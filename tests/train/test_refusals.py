@@ -93,6 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_is_newest(copy: RunDir,
     assert len(rejected) == 1 and reason in rejected[0][1]
 
 
+@pytest.mark.long
 def test_a_resume_goes_round_a_damaged_checkpoint_and_keeps_it(copy: RunDir, finished: RunDir) -> None:
     flip(copy)
     assert train(copy, world=1, attempt=2) == [0]
@@ -120,6 +121,7 @@ def test_a_changed_job_is_refused_by_field_name(copy: RunDir) -> None:
     assert "model.dim, train.lr" in copy.rank_log(0).read_text()
 
 
+@pytest.mark.long
 def test_a_refusal_ends_every_rank(tmp_path: Path) -> None:
     run = make_run(tmp_path, ONE)
     assert train(run) == [0, 0]

@@ -87,6 +87,7 @@ def test_sigterm_of_one_rank_halts_all_with_a_stack_dump(tmp_path: Path) -> None
     assert "rank=1" in dumps and "why=SIGTERM" in dumps and "File " in dumps
 
 
+@pytest.mark.long  # tests/local kills a rank under the whole thread
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path, unbroken: RunDir, victim: int) -> None:
     run = make_run(tmp_path, LONG)
@@ -103,7 +104,7 @@ def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path, unbroken: RunDir, 
     assert not cut.exists() or all(json.loads(x)["attempt"] == 1 for x in cut.read_text().splitlines())
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_another_world_size_sees_the_same_global_batches(tmp_path: Path, unbroken: RunDir, world: int) -> None:
     run = make_run(tmp_path, {"train": {"steps": STEPS}, "checkpoint": {"every_steps": None}})
     assert train(run, world=world) == [0] * world
@@ -113,6 +114,7 @@ def test_another_world_size_sees_the_same_global_batches(tmp_path: Path, unbroke
         assert float.fromhex(a["loss"]) == pytest.approx(float.fromhex(b["loss"]), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_moves_to_another_world_size(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, LONG)
     with launch_ranks(run, world=1) as ranks:
@@ -122,6 +124,7 @@ def test_a_run_moves_to_another_world_size(tmp_path: Path, unbroken: RunDir) -> 
     assert [r["batch_hash"] for r in ledger(run)] == [r["batch_hash"] for r in ledger(unbroken)]
 
 
+@pytest.mark.long
 def test_accumulation_gives_the_same_batches_and_nearly_the_same_loss(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, {"train": {"steps": STEPS, "micro_batch": 3}, "checkpoint": {"every_steps": None}})
     assert train(run) == [0, 0]
@@ -130,6 +133,7 @@ def test_accumulation_gives_the_same_batches_and_nearly_the_same_loss(tmp_path: 
     assert last == pytest.approx(float.fromhex(ledger(unbroken)[-1]["loss"]), rel=1e-4)
 
 
+@pytest.mark.long
 def test_checkpoints_by_time(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"train": {"steps": 5000}, "checkpoint": {"every_s": 0.5, "every_steps": None}})
     with launch_ranks(run) as ranks:
