@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,7 @@ def init(
     if json:
         emit({"v": 1, "files": [str(f) for f in files]})
     else:
-        say(*(f"wrote {f}" for f in files), "next:  orch launch job.yaml --dry-run")
+        say(*(f"wrote {f}" for f in files), f"next:  orch launch {shlex.quote(str(directory / 'job.yaml'))} --dry-run")
 
 
 def launch(

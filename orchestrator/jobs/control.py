@@ -6,6 +6,7 @@ Nothing here signals a process. Called by `orch halt`, `orch dump`, `orch resume
 from __future__ import annotations
 
 import secrets
+import shlex
 import stat
 import sys
 import time
@@ -27,13 +28,21 @@ MAX_WHY_CHARS = 1000
 
 
 def halt(run: RunDir, *, now: bool, why: str, who: str) -> Path:
-    """Ask for a halt and write `.HALT`. One that is there stays as it is, but a gentle one is made urgent by `now`."""
+    """Ask for a halt and write `.HALT`. One that is there stays as it is, but a gentle one is made urgent by `now`.
+
+    LocalError when a directory lies where it should be; the request is written then.
+    """
     request = _ask(run, "halt", why=why, who=who, args={"now": now})
     if _is_regular(run.halt) and not (now and not _is_urgent(run.halt)):
         return request
     content = {"who": who, "why": why[:MAX_WHY_CHARS], "now": now, "ts": time.time()}
     try:
         atomic_write_json(run.halt, content)
+    except IsADirectoryError as e:
+        raise LocalError(
+            "E-CTL-005", f"{run.halt.name} is a directory, which halts nothing", where=str(run.halt),
+            fix=f"rm -r {shlex.quote(str(run.halt))}   (the request is written: the run halts then)",
+        ) from e  # fmt: skip
     except OSError as e:
         raise _cannot_write(run.halt, e) from e
     return request

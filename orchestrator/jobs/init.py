@@ -34,7 +34,7 @@ def _write(template: Path, target: Path) -> Path:
     try:
         _make_directory(target.parent)
         with target.open("xb", buffering=0) as f:
-            write_all(f.fileno(), template.read_bytes())
+            _fill(target, f.fileno(), template.read_bytes())
         fsync_dir(target.parent)
     except FileExistsError as e:
         raise ConflictError(
@@ -46,6 +46,15 @@ def _write(template: Path, target: Path) -> Path:
             fix="orch init another-directory",
         ) from e  # fmt: skip
     return target
+
+
+def _fill(target: Path, fd: int, text: bytes) -> None:
+    """A file that could not be written whole is taken away: half a template would be read as a job."""
+    try:
+        write_all(fd, text)
+    except OSError:
+        target.unlink()
+        raise
 
 
 def _make_directory(path: Path) -> None:

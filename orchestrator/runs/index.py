@@ -8,6 +8,7 @@ said once on stderr, and a damaged database is made anew. Called by `orchestrato
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workloads.contract.errors import LocalError
 from workloads.contract.files import try_read_json
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
 
@@ -63,9 +65,11 @@ def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
         known, new = {}, []
         if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
             say("note: the index of runs is locked by another command; the run directories were read instead")
+        elif isinstance(e, sqlite3.OperationalError) and "no such" not in str(e):  # a full disk passes: nothing is lost
+            say(f"note: the index of runs cannot be used now ({e}); the run directories were read instead")
         else:
             say(f"note: the index of runs could not be used ({e}); it was made anew from the run directories")
-            with contextlib.suppress(sqlite3.Error, OSError, _Damaged):
+            with contextlib.suppress(LocalError, OSError, _Damaged):
                 rebuild(home)
     except OSError:  # no home yet, or a read-only one: the directories are all there is
         known, new = {}, []
@@ -78,13 +82,22 @@ def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
 
 
 def rebuild(home: OrchHome) -> int:
-    """Throw the database away and make it from the run directories. How many runs it holds. OSError as usual."""
+    """Throw the database away and make it from the run directories; how many runs it holds.
+
+    OSError as usual, LocalError when the database cannot be written.
+    """
     for suffix in ("", "-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{home.index}{suffix}")  # noqa: PTH108  a suffix on the whole name, not on its extension
     rows = [row for row in map(home_row(home), sorted(directories(home))) if row is not None]
-    with _open(home) as db:
-        _insert(db, rows)
+    try:
+        with _open(home) as db:
+            _insert(db, rows)
+    except sqlite3.Error as e:
+        raise LocalError(
+            "E-INDEX-001", f"the index of runs cannot be written: {e}", where=str(home.index),
+            fix="free some space; until then every command reads the run directories",
+        ) from e  # fmt: skip
     return len(rows)
 
 
@@ -136,7 +149,8 @@ def _unix(stamp: str) -> float:
 def _open(home: OrchHome) -> Iterator[sqlite3.Connection]:
     """A connection in a transaction. OSError when there is no home or it cannot be written."""
     if not os.access(home.path, os.W_OK):
-        raise PermissionError(f"{home.path} cannot be written")
+        code = errno.EACCES if home.path.exists() else errno.ENOENT
+        raise OSError(code, os.strerror(code), str(home.path))
     db = sqlite3.connect(home.index, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sqlite3
 
 import pytest
 
+from orchestrator.cli.blocks import block_of
 from orchestrator.runs.find import pick, resolve
 from orchestrator.runs.index import IndexRow, list_runs, rebuild, record
-from workloads.contract.errors import UsageError
+from workloads.contract.errors import LocalError, UsageError
 from workloads.contract.files import read_json
+from workloads.contract.rundir import OrchHome
 
 
 def row(run: str, present: bool = True) -> IndexRow:
@@ -125,3 +128,36 @@ def test_rebuild_counts(home, make):
     os.makedirs(home.runs / ".tmp_half")
     os.makedirs(home.runs / "foreign")
     assert rebuild(home) == 3
+
+
+def test_a_full_disk_loses_no_row_of_the_index(home, make, capsys):
+    gone = make(name="gone").run
+    list_runs(home)
+    gone.path.rename(home.path / "elsewhere")
+    make(name="new")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
+    try:
+        assert [r.name for r in list_runs(home)] == ["new"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be used now" in capsys.readouterr().err
+    assert {r.name for r in list_runs(home)} == {"new", "gone"}
+
+
+def test_an_index_that_cannot_be_rebuilt_is_told(home, make):
+    make()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(LocalError) as e:
+            rebuild(home)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert e.value.code == "E-INDEX-001"
+
+
+def test_no_home_and_no_right_to_it_are_told_as_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError) as e:
+        rebuild(OrchHome(tmp_path / "none"))
+    assert isinstance(block_of(e.value), LocalError) and block_of(e.value).code == "E-CLI-010"

@@ -64,7 +64,8 @@ def test_a_directory_in_the_place_of_the_halt_is_told(run: RunDir) -> None:
     run.halt.mkdir()
     with pytest.raises(LocalError) as e:
         control.halt(run, now=False, why="x", who="ada")
-    assert str(run.halt) == e.value.where
+    assert (e.value.code, e.value.where) == ("E-CTL-005", str(run.halt))
+    assert e.value.fix is not None and e.value.fix.startswith(f"rm -r {run.halt}")
     assert [p.name for p in run.path.iterdir() if ".tmp." in p.name] == []
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from orchestrator.jobs.init import write_templates
 from orchestrator.jobs.jobfile import load_job
-from orchestrator.jobs.launch import prepare
+from orchestrator.jobs.launch import ensure_home, prepare
 from pods.inventory import load_inventory
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.rundir import OrchHome
@@ -46,3 +47,16 @@ def test_a_place_that_is_no_directory_is_told(home: OrchHome, tmp_path: Path) ->
     with pytest.raises(LocalError) as e:
         write_templates(tmp_path / "file", home)
     assert e.value.code == "E-INIT-002"
+
+
+def test_what_could_not_be_written_whole_is_taken_away(home: OrchHome, tmp_path: Path) -> None:
+    ensure_home(home)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # as a full disk: a few bytes, then an error
+    try:
+        with pytest.raises(LocalError) as e:
+            write_templates(tmp_path / "a", home)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert e.value.code == "E-INIT-002" and not home.inventory.exists()
+    assert len(write_templates(tmp_path / "a", home)) == 2
