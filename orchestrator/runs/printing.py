@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from orchestrator.runs.logs import LogReader, error_blocks, iter_lines, last_lines, log_ranks, tail_offset
+from orchestrator.runs.logs import LogReader, error_blocks, iter_lines, last_lines, lines_before, log_ranks, tail_offset
 from orchestrator.runs.render import decode, harmless
 from orchestrator.runs.since import parse_since, start_of
 from orchestrator.runs.views import RunView, home_of, snapshot
@@ -146,8 +146,10 @@ def print_errors(chosen: Selection) -> None:
 def _errors(chosen: Selection) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for rank, start in chosen.starts.items():
-        texts = (decode(line) for line in iter_lines(chosen.run.rank_log(rank), start))
-        entries += [{"rank": rank, "line": b.line, "why": None, "lines": list(b.lines)} for b in error_blocks(texts)]
+        path = chosen.run.rank_log(rank)
+        skipped = lines_before(path, start)
+        for b in error_blocks(decode(line) for line in iter_lines(path, start)):
+            entries.append({"rank": rank, "line": skipped + b.line, "why": None, "lines": list(b.lines)})
     for view in snapshot(chosen.run, time.time()).ranks:
         if view.health is RankHealth.DEAD and view.rank in chosen.starts:
             lines = last_lines(chosen.run.rank_log(view.rank), DEAD_RANK_LINES)

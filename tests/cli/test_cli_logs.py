@@ -234,3 +234,16 @@ def test_reader_gives_every_byte_once(tmp_path_factory, pieces, limit):
     data = b"".join(pieces)
     whole = data.split(b"\n")
     assert got == (whole[:-1] if whole[-1] == b"" else whole)
+
+
+def test_a_mishap_is_named_by_its_line_in_the_file(orch, make):
+    made = make(world=1)
+    made.log(0, b"fine\n" * 100 + b"ValueError: here\n" + b"fine\n" * 5)
+    assert [e["line"] for e in orch("logs", "tiny", "--errors", "-n", "20", "--json").json["errors"]] == [101]
+
+
+def test_a_hundred_megabytes_are_searched_in_a_moment():
+    line = "x" * 1000
+    began = time.process_time()
+    assert list(error_blocks(line for _ in range(100_000))) == []
+    assert time.process_time() - began < 2.0
