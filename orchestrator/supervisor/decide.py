@@ -9,6 +9,8 @@ States before a start and after the end are here, those in between in `rules`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.supervisor.rules import (
     LEASE_RETRY_S,
     STRAYS_LIMIT_S,
@@ -94,13 +96,16 @@ def _queued(s: Seen) -> list[Action]:
             return [Tell("Ray does not answer; asking again")]
         case GangState.PLACED | GangState.READY:
             if s.busy:
-                return [Tell(_busy_words(s), tuple(sorted(set(s.busy.values()))))]
+                return [_tell_busy(s.busy)]
             return [Transition(RunState.PREPARING, "placed")] if s.in_state_s >= s.memory.backoff_s else []
 
 
-def _busy_words(s: Seen) -> str:
-    held = ", ".join(f"{device} by {holder}" for device, holder in sorted((s.busy or {}).items()))
-    return f"a device is in use outside this run: {held}; looking again every {LEASE_RETRY_S:.0f} s"
+def _tell_busy(busy: Mapping[str, str] | str) -> Tell:
+    if isinstance(busy, str):
+        return Tell(f"the devices cannot be looked at: {busy}; looking again every {LEASE_RETRY_S:.0f} s")
+    held = ", ".join(f"{device} by {holder}" for device, holder in sorted(busy.items()))
+    words = f"a device is in use outside this run: {held}; looking again every {LEASE_RETRY_S:.0f} s"
+    return Tell(words, tuple(sorted(set(busy.values()))))
 
 
 def _halted_before_start(s: Seen, halt: str) -> list[Action]:
@@ -127,8 +132,10 @@ def _start_when_ready(s: Seen) -> list[Action]:
         return blocked
     if s.busy is None:
         return []
+    if isinstance(s.busy, str):
+        return [_tell_busy(s.busy)]
     if s.busy:
-        return [Transition(RunState.QUEUED, _busy_words(s))]
+        return [Transition(RunState.QUEUED, _tell_busy(s.busy).reason)]
     return [Start(s.memory.attempt + 1)]
 
 

@@ -66,7 +66,7 @@ class Gang(Protocol):
     def look(self, now: float) -> GangSeen: ...
     def ranks(self, attempt: int) -> tuple[tuple[RankSeen, ...], Figures, int]: ...
     def strays(self) -> tuple[int, ...] | None: ...
-    def busy(self) -> Mapping[str, str] | None: ...
+    def busy(self) -> Mapping[str, str] | str: ...
     def place(self) -> None: ...
     def prepare(self) -> None: ...
     def devices(self) -> Mapping[str, Sequence[str]]: ...
@@ -92,7 +92,7 @@ class Engine:
     _spawn_tries: int = 0
     _swept: float = 0.0
     _leases_at: float = 0.0
-    _busy: Mapping[str, str] | None = None
+    _busy: Mapping[str, str] | str | None = None
     _told: Tell | None = None
     _figures: Figures = field(default_factory=Figures)
     _complaint: str = ""
@@ -164,8 +164,8 @@ class Engine:
             return None
         return found
 
-    def _leases(self, state: RunState | None, gang: GangSeen, now: float) -> Mapping[str, str] | None:
-        """Leases of our devices by others; looked at before a start, at most every 5 s while one is busy."""
+    def _leases(self, state: RunState | None, gang: GangSeen, now: float) -> Mapping[str, str] | str | None:
+        """Leases of our devices by others; looked at before a start, every 5 s while one is busy or cannot be told."""
         if gang.state != GangState.READY or state not in BEFORE_START:
             return None
         if not self._busy or now - self._leases_at >= LEASE_RETRY_S:

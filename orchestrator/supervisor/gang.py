@@ -140,15 +140,15 @@ class RayGang:
             return None
         return tuple(found)
 
-    def busy(self) -> Mapping[str, str] | None:
-        """Devices of the gang that somebody leases -> who."""
+    def busy(self) -> Mapping[str, str] | str:
+        """Devices of the gang that somebody leases -> who; or, in words, why that cannot be told."""
         if not self.spec.gpus_per_rank:
             return {}
         try:
             rows = [self._ask(pod, "busy") for pod in self.pods]
         except Exception as e:
             log.warning("leases could not be looked at: %s: %s", type(e).__name__, str(e)[:500])
-            return None
+            return escape(str(e).splitlines()[-1] if str(e) else type(e).__name__, 300)
         return {device: holder for row in rows for device, holder in row.items()}
 
     # doing

@@ -91,7 +91,7 @@ class Seen:
     fallen_s: float = 0.0  # since the first bad end was seen
     halt: Halt | None = None
     requests: tuple[RequestSeen, ...] = ()
-    busy: Mapping[str, str] | None = None  # device -> who holds it; None: not looked
+    busy: Mapping[str, str] | str | None = None  # device -> who holds it; text: it cannot be told; None: not looked
     strays: tuple[int, ...] | None = None  # living processes of this run; None: not looked
     best_step: int = -1  # newest step of any attempt
     spawn_age_s: float | None = None  # since this supervisor last asked for shims

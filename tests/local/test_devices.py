@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from workloads.contract.files import read_json, try_read_json
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 UUIDS = [f"GPU-{i}0000000-aaaa-bbbb-cccc-0123456789ab" for i in (1, 2)]
+FAKE = f"""#!{sys.executable}
+import sys
+asked = next(a for a in sys.argv if a.startswith("--query-gpu=")).partition("=")[2].split(",")
+for i, uuid in enumerate({UUIDS!r}):
+    card = {{"index": i, "uuid": uuid, "name": "NVIDIA H200", "memory.total": 143771, "memory.used": 4}}
+    print(", ".join(str(card[a]) for a in asked))
+"""
 SHOW = """
 import json, os, time
 print(json.dumps({"devices": os.environ["CUDA_VISIBLE_DEVICES"], "rank": os.environ["RANK"]}), flush=True)
@@ -26,8 +34,7 @@ def fake_gpus(orch: Orch) -> None:
     """Put an nvidia-smi that lists two cards first on the PATH of this home's commands."""
     folder = orch.work / "bin"
     folder.mkdir()
-    lines = "".join(f"{i}, {uuid}, NVIDIA H200, 143771, 4\\n" for i, uuid in enumerate(UUIDS))
-    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (folder / "nvidia-smi").write_text(FAKE)
     (folder / "nvidia-smi").chmod(0o755)
     orch.extra_env["PATH"] = f"{folder}:{orch.env['PATH']}"
 

@@ -28,6 +28,7 @@ from orchestrator.supervisor.seen import (
     Spawn,
     Start,
     Stop,
+    Tell,
     Transition,
 )
 from workloads.contract.haltfile import Halt
@@ -127,7 +128,7 @@ LOOKS = st.fixed_dictionaries(
         "fallen_s": st.sampled_from([0.0, 100.0]),
         "halt": st.sampled_from([None, None, None, HALT]),
         "requests": REQUESTS,
-        "busy": st.sampled_from([None, {}, {}, {"GPU-1": "other"}]),
+        "busy": st.sampled_from([None, {}, {}, {"GPU-1": "other"}, "nvidia-smi hangs"]),
         "strays": st.sampled_from([None, (), (), (77,)]),
         "best_step": st.sampled_from([-1, 3, 5]),
         "spawn_age_s": st.sampled_from([None, 1.0, 30.0]),
@@ -242,6 +243,12 @@ def test_the_cause_is_named_and_not_its_echo() -> None:
     assert actions[0] == Fall(1, "rank 1 was killed by signal 9 (SIGKILL)")
     move = only_transition(actions)
     assert move.to == RunState.RESUMING and move.why.startswith("rank 1 was killed by signal 9 (SIGKILL)")
+
+
+def test_devices_that_cannot_be_looked_at_are_told_and_nothing_is_started() -> None:
+    for state in (RunState.QUEUED, RunState.PREPARING):
+        (told,) = decide(replace(seen(state, (), busy="nvidia-smi hangs"), strays=()))
+        assert isinstance(told, Tell) and "nvidia-smi hangs" in told.reason
 
 
 def test_lease_busy_goes_back_to_the_queue() -> None:
