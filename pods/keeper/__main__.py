@@ -5,6 +5,7 @@ SIGTERM ends it and nothing else: Ray, shims and ranks go on, and the next keepe
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> int:
     say(f"keeper {me.pid} keeps {home.path}")
     loop(keeper, wake, home)
     path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
     home.keeper_record.unlink(missing_ok=True)
     return 0
 

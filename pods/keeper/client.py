@@ -28,11 +28,10 @@ def running(home: OrchHome) -> dict[str, Any] | None:
     record = try_read_json(home.keeper_record)
     if record is None:
         return None
-    try:
-        ident = ProcId(record["pid"], record["start_time"], record["boot_id"])
-    except KeyError:
+    pid, start_time, boot, path = (record.get(k) for k in ("pid", "start_time", "boot_id", "socket"))
+    if type(pid) is not int or type(start_time) is not int or not isinstance(boot, str) or not isinstance(path, str):
         return None
-    return record if ident.alive() else None
+    return record if pid > 0 and ProcId(pid, start_time, boot).alive() else None
 
 
 class KeeperClient:

@@ -6,6 +6,7 @@ Called by `__main__` about once a second and at every poke. Everything it knows 
 from __future__ import annotations
 
 import shlex
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 from pods.keeper import policy
 from pods.keeper.jobsapi import JobsApiError
 from pods.keeper.raynode import RayNode
-from pods.keeper.runs import Runs, RunWatch, pending_requests, tree_of
+from pods.keeper.runs import Runs, RunWatch, Submission, pending_requests, tree_of
 from pods.remote.dump import dump_run, group
 from pods.remote.reap import reap_lost
 from workloads.contract.files import atomic_write_json, try_read_json
@@ -64,6 +65,8 @@ class Keeper:
                 return {"busy": busy}
             self._find_node(seen)
             stayed = self.node.stop() if self.node else []
+            if self.node:
+                shutil.rmtree(self.node.temp, ignore_errors=True)
             say("going down on request")
             self.ended.set()
             return {"stopped": True, "stayed": stayed}
@@ -100,14 +103,15 @@ class Keeper:
             return run
         if run.submitted_to != node.generation:
             return run
-        last = try_read_json(self.home.run(run.run_id).submissions) or {}
+        directory = self.home.run(run.run_id)
+        last = Submission.read(directory)
         try:
-            status, message = node.api().status(f"{run.run_id}.{last.get('n', 0)}")
+            status, message = node.api().status(f"{run.run_id}.{last.n}")
         except JobsApiError:
             return run
-        if status in ("FAILED", "STOPPED") and last.get("error") != message[:2000]:
-            atomic_write_json(self.home.run(run.run_id).submissions, {**last, "error": message[:2000]})
-            say(f"{run.run_id}: submission {last.get('n')} {status}: {message[:300]}")
+        if status in ("FAILED", "STOPPED") and last.error != message[:2000]:
+            replace(last, error=message[:2000]).write(directory, f"the job is {status}")
+            say(f"{run.run_id}: submission {last.n} {status}: {message[:300]}")
         return replace(run, job_status=status)
 
     def _act(self, action: policy.Action, now: float) -> None:
@@ -130,24 +134,21 @@ class Keeper:
     def _submit(self, watch: RunWatch, why: str, now: float) -> None:
         """Submit `<run id>.<n>`. n grows only when the one before was taken: a lost reply is asked for again."""
         assert self.node is not None
-        run = watch.run
-        last = try_read_json(run.submissions) or {}
-        n = int(last.get("n", 0)) + (1 if last.get("taken", True) else 0)
-        watch.tries = watch.tries + 1 if last.get("generation") == self.node.generation else 0
-        row = {"v": 1, "n": n, "ts": time.time(), "why": why}
+        run, last = watch.run, Submission.read(watch.run)
+        next_one = Submission(n=last.n + 1 if last.taken else last.n, taken=False)
+        watch.tries = watch.tries + 1 if last.generation == self.node.generation else 0
         entrypoint = shlex.join([self.node.python, "-s", "-m", "orchestrator.supervisor", str(run.path)])
         env = {"PYTHONPATH": tree_of(self.home, run, watch.spec), "ORCH_HOME": str(self.home.path)}
-        atomic_write_json(run.submissions, {**row, "taken": False})
+        next_one.write(run, why)
         try:
-            self.node.api().submit(f"{run.run_id}.{n}", entrypoint, env)
+            self.node.api().submit(f"{run.run_id}.{next_one.n}", entrypoint, env)
         except JobsApiError as e:  # just after a start Ray has no agent for jobs yet: the next tick asks again
             if e.status != 500 or now - self.node.since > SUBMIT_PATIENCE_S:
-                atomic_write_json(run.submissions, {**row, "taken": False, "error": str(e)})
-                say(f"{run.run_id}: submission {n} was not taken: {e}")
+                replace(next_one, error=str(e)).write(run, why)
+                say(f"{run.run_id}: submission {next_one.n} was not taken: {e}")
             return
-        row |= {"taken": True, "mono": now, "generation": self.node.generation}
-        atomic_write_json(run.submissions, row)
-        say(f"{run.run_id}: submission {n} sent ({why})")
+        replace(next_one, taken=True, mono=now, generation=self.node.generation).write(run, why)
+        say(f"{run.run_id}: submission {next_one.n} sent ({why})")
 
     def _care(self, watch: RunWatch) -> None:
         """Per run: lost shims, dump requests."""

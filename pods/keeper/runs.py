@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pods.keeper.policy import RunSeen
-from workloads.contract.files import try_read_json
+from workloads.contract.files import atomic_write_json, try_read_json
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
 from workloads.contract.states import ENDED
 
@@ -65,6 +66,34 @@ def tree_of(home: OrchHome, run: RunDir, spec: dict[str, Any]) -> str:
     return str(spec.get("tree", ""))
 
 
+@dataclass(frozen=True)
+class Submission:
+    """The last Ray job submitted for a run, as `submissions.json` tells it. A foreign or torn file is like none."""
+
+    n: int = 0
+    taken: bool = True  # False: the number may still be unused
+    generation: str | None = None  # the life of Ray that took it
+    mono: float | None = None  # monotonic seconds of that moment, on this boot
+    error: str = ""
+
+    @classmethod
+    def read(cls, run: RunDir) -> Submission:
+        row = try_read_json(run.submissions) or {}
+        n, generation, mono = row.get("n"), row.get("generation"), row.get("mono")
+        return cls(
+            n=n if type(n) is int and n >= 0 else 0,
+            taken=row.get("taken") is not False,
+            generation=generation if isinstance(generation, str) else None,
+            mono=float(mono) if isinstance(mono, int | float) and abs(mono) < 1e12 else None,
+            error=str(row.get("error", "")),
+        )
+
+    def write(self, run: RunDir, why: str) -> None:
+        row = {"v": 1, "n": self.n, "ts": time.time(), "why": why, "taken": self.taken}
+        told = {"generation": self.generation, "mono": self.mono, "error": self.error or None}
+        atomic_write_json(run.submissions, row | {k: v for k, v in told.items() if v is not None})
+
+
 @dataclass
 class RunWatch:
     """One run directory, looked at again and again."""
@@ -82,7 +111,7 @@ class RunWatch:
         if stamp != self._stamp:
             self._stamp = stamp
             status = try_read_json(self.run.status) or {}
-            ended = status.get("state") in ENDED
+            ended = str(status.get("state")) in ENDED
             self.resume = next(iter(pending_requests(self.run, "resume")[-1:]), None) if ended else None
             self.active = not ended or self.resume is not None
         supervised = self.active and lock_is_held(self.run.supervisor_lock)
@@ -90,15 +119,15 @@ class RunWatch:
             self.free_since, self.tries = None, 0
         elif self.free_since is None:
             self.free_since = now
-        submission = (try_read_json(self.run.submissions) or {}) if self.active and not supervised else {}
+        submission = Submission.read(self.run) if self.active and not supervised else Submission()
         return RunSeen(
             run_id=self.run.run_id,
             cluster=str(self.spec.get("cluster", "")),
             needs_supervisor=self.active,
             supervised=supervised,
             lock_free_s=now - self.free_since if self.free_since is not None else 0.0,
-            submitted_to=submission.get("generation"),
-            submitted_age_s=now - submission["mono"] if "mono" in submission else float("inf"),
+            submitted_to=submission.generation,
+            submitted_age_s=float("inf") if submission.mono is None else now - submission.mono,
             tries=self.tries,
             asked_again=self.resume is not None and _mtime_ns(self.resume) > _mtime_ns(self.run.submissions),
         )
@@ -118,7 +147,7 @@ class Runs:
                 self._add(name)
         for name in [n for n in self.watches if not self.watches[n].run.path.is_dir()]:
             del self.watches[name]
-        return [w.look(now) for _, w in sorted(self.watches.items(), key=lambda kv: kv[1].spec.get("created", 0))]
+        return [w.look(now) for w in sorted(self.watches.values(), key=_created)]
 
     def active(self) -> Iterator[RunWatch]:
         return (w for w in list(self.watches.values()) if w.active)
@@ -137,6 +166,11 @@ class Runs:
         elif name not in self._bad:
             self._bad.add(name)
             self.say(f"{name}: its run.json cannot be read; left alone")
+
+
+def _created(watch: RunWatch) -> float:
+    created = watch.spec.get("created")
+    return float(created) if isinstance(created, int | float) else 0.0
 
 
 def _mtime_ns(path: Path) -> int:

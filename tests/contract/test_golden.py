@@ -36,7 +36,7 @@ T = 1795253400.5
 SAMPLES: dict[str, Any] = {
     "HaltClocks": HaltClocks(),
     "ShimOrder": ShimOrder(
-        RUN, f"/h/runs/{RUN}", 1, 0, 0, 2, "local", ["python", "x.py"], "/w", {"RANK": "0"}, ["GPU-1"], {"term_s": 600.0}
+        RUN, f"/h/runs/{RUN}", 1, 0, 0, 2, "local", ["python", "x.py"], "/w", {"RANK": "0"}, ["GPU-1"], {"term_s": 9.0}
     ),
     "RankRecord": RankRecord(
         RUN, 1, 0, "local", 10, 100, "boot", ["python", "x.py"], T, 11, 101, T + 9, None, 9, None, "signalled", True,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pods.keeper.runs import Runs, lock_is_held, pending_requests, tree_of
+from pods.keeper.runs import Runs, Submission, lock_is_held, pending_requests, tree_of
 from workloads.contract.files import atomic_write_json
 from workloads.contract.rundir import OrchHome, RunDir, make_run_id
 
@@ -75,6 +75,31 @@ def test_a_run_directory_that_cannot_be_read_is_said_once_and_left_alone(home: O
     runs, lines = watch(home)
     assert runs.look(0.0) == [] == runs.look(1.0)
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("status.json", {"state": []}),
+        ("run.json", {"cluster": "c1", "pods": [], "created": "yesterday"}),
+        ("submissions.json", {"n": "x", "mono": [], "generation": 7, "taken": None}),
+    ],
+)
+def test_foreign_values_do_not_end_a_look(home: OrchHome, name: str, row: dict[str, object]) -> None:
+    run = make_run(home)
+    atomic_write_json(run.path / name, row)
+    make_run(home, "running", "b")
+    runs, _ = watch(home)
+    seen = {r.run_id: r for r in runs.look(0.0)}
+    assert seen[run.run_id].needs_supervisor and seen[run.run_id].submitted_to is None
+    assert Submission.read(run).n == 0
+
+
+def test_a_submission_is_written_and_read_back(home: OrchHome) -> None:
+    run = make_run(home)
+    sent = Submission(3, True, "g1", 12.5, "")
+    sent.write(run, "first submission")
+    assert Submission.read(run) == sent
 
 
 def test_only_unanswered_requests_of_the_verb_wait(home: OrchHome) -> None:
