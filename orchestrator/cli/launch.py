@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where job.yaml goes.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where job.yaml goes.")] = Path(),
     json: Json = False,
 ) -> None:
     """Write a commented job.yaml, and pods.yaml at home. Overwrites nothing."""

@@ -19,10 +19,10 @@ RUN_HELP = "A run: its id, the beginning of one, its name (the newest run), or `
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_runs)]
-MaybeRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, autocompletion=complete_runs)]
+MaybeRun = Annotated[str | None, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=complete_runs)]
 MaybeJob = Annotated[
     str | None,
-    typer.Argument(metavar="[JOB]", help="A recipe's name or a job file.", autocompletion=complete_jobs),
+    typer.Argument(metavar="JOB", help="A recipe's name or a job file.", autocompletion=complete_jobs),
 ]
 Ranks = Annotated[list[str] | None, typer.Option("--rank", metavar="K", help="This rank alone; repeatable.")]
 
