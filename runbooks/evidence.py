@@ -1,4 +1,4 @@
-"""README's figures, rebuilt from `runbooks/results/*.jsonl`.
+"""README's figures, rebuilt from `runbooks/results/*.jsonl`, and its file tree.
 
 A block in README.md between `<!-- evidence: NAME -->` and `<!-- /evidence -->` is a table of the newest row of every
 `case` in `runbooks/results/NAME.jsonl`. `python -m runbooks.evidence` rewrites the blocks; with `--check` it only
@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from runbooks import filetree
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "runbooks" / "results"
@@ -53,6 +55,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def rebuilt(text: str) -> str:
+    """README with every figure and the file tree made anew."""
+    return filetree.rebuilt(_figures(text), ROOT)
+
+
+def _figures(text: str) -> str:
     return BLOCK.sub(lambda m: m["open"] + table(newest_rows(m["name"])) + m["close"], text)
 
 
