@@ -144,6 +144,7 @@ def test_old_leftovers_are_removed_and_young_ones_stay(home: OrchHome, tmp_path:
     assert not old.exists() and young.exists()
 
 
+@pytest.mark.lab
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     disk = tmp_path / "disk"

@@ -111,6 +111,7 @@ def small_group() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.lab
 def test_out_of_memory_is_told(lab: Lab, small_group: Path) -> None:
     order = lab.order([sys.executable, "-I", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))"])
     enter = ("sh", "-c", f'echo $$ > {small_group}/cgroup.procs; exec "$@"', "sh")
@@ -140,6 +141,7 @@ def test_counters_of_both_cgroup_versions_are_found(tmp_path: Path) -> None:
     assert oom_kills(tmp_path / "nothing") is None
 
 
+@pytest.mark.lab
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_delays_the_record_and_kills_no_shim(lab: Lab, tmp_path: Path) -> None:
     small = tmp_path / "small"

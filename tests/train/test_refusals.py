@@ -185,6 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.lab
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small_disk: Path) -> None:
     over = {"train": {"steps": 100_000, "log_every": 100_000}, "checkpoint": {"every_s": None, "every_steps": 20}}
     run = make_run(small_disk, over)
