@@ -42,7 +42,8 @@ def tell(case: str, value: float, unit: str) -> None:
     row = {
         "v": 1, "suite": "gpu-thread", "case": case, "value": round(value, 3), "unit": unit,
         "machine": f"{len(found)} x {found[0].name}", "torch": torch.__version__, "python": platform.python_version(),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else "", "date": time.strftime("%Y-%m-%d", time.gmtime()), "command": "make gpu",
+        "commit": commit.stdout.strip() if commit.returncode == 0 else "",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "command": "make gpu",
     }  # fmt: skip
     print(f"\nROW {json.dumps(row)}", flush=True)
 
