@@ -104,6 +104,7 @@ class Orch:
         record = running(self.home)
         if record:
             ProcId(record["pid"], record["start_time"], record["boot_id"]).signal(signal.SIGKILL)
+            shutil.rmtree(Path(record["socket"]).parent, ignore_errors=True)
         for folder in (self.home.path / "ray").glob("*") if (self.home.path / "ray").exists() else ():
             for ident in marked(folder.name, "ORCH_CLUSTER"):
                 ident.signal(signal.SIGKILL)
