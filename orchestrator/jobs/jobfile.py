@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.jobs.commandname import name_of_command
-from orchestrator.jobs.overrides import Override, apply_overrides, origin, parse_overrides
+from orchestrator.jobs.overrides import Override, apply_overrides, maker, origin, parse_overrides
 from orchestrator.jobs.rules import LATER, broken_rules
 from pods.speccheck import Subject, check
 from pods.specwords import NAME_IN_WORDS, Broken, slug
@@ -115,7 +115,8 @@ def _check(
     """The overrides put in, the model's rules, then the rules over several parts."""
 
     def where(path: str) -> str:
-        return origin(path, overrides) or doc.place(path)
+        made = None if path in doc.marks else maker(path, overrides)
+        return origin(path, overrides) or made or doc.place(path)
 
     def rules(spec: JobSpec) -> list[Broken]:
         return broken_rules(spec, shortened=origin("train.steps", overrides) is not None)

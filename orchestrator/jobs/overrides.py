@@ -95,3 +95,8 @@ def origin(path: str, overrides: Sequence[Override]) -> str | None:
         if path == override.shown or path.startswith((override.shown + ".", override.shown + "[")):
             return override.where
     return None
+
+
+def maker(path: str, overrides: Sequence[Override]) -> str | None:
+    """Which option made the mapping at `path` by giving a key below it, if one did."""
+    return next((o.where for o in reversed(overrides) if o.shown.startswith(path + ".")), None)
