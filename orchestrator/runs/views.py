@@ -12,8 +12,9 @@ from typing import Any
 
 from orchestrator.runs.health import Verdict, judge
 from orchestrator.runs.reading import record_of
-from orchestrator.runs.render import brief
+from orchestrator.runs.render import brief, one_line
 from workloads.contract.beats import Beat, BeatReader
+from workloads.contract.errors import OrchError
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, boot_id
 from workloads.contract.records import RankRecord, Status
@@ -252,15 +253,24 @@ def _lives(supervisor: dict[str, Any] | None) -> bool:
 
 
 def _keeper_words(run: RunDir, now: float) -> str:
-    from pods.keeper.client import running
+    """What the keeper is doing for a run that has no supervisor yet, and what went wrong with it."""
+    from pods.keeper.client import KeeperClient, running
 
-    record = running(home_of(run))
-    if record is None:
+    home = home_of(run)
+    if running(home) is None:
         return "no keeper runs on this machine"
-    sent = try_read_json(run.submissions)
-    if sent and isinstance(sent.get("ts"), int | float):
+    try:
+        ray = KeeperClient(home).ray()
+    except OrchError:
+        ray = {}  # it has just started, or is busy
+    if ray.get("state") == "failed":
+        return f"Ray does not start: {one_line(str(ray.get('error', '')))}; the keeper tries again"
+    sent = try_read_json(run.submissions) or {}
+    if sent.get("error"):
+        return f"submission {sent.get('n')} failed: {one_line(str(sent['error']))}; the keeper tries again"
+    if isinstance(sent.get("ts"), int | float):
         return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
-    return "the keeper has Ray started for it"
+    return "the keeper is starting Ray for it"
 
 
 def newest_checkpoint(run: RunDir) -> int | None:

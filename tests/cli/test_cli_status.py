@@ -42,11 +42,14 @@ def test_submitted_but_no_supervisor_yet(orch, make, home):
     row = orch("status", "--json").json["runs"][0]
     assert list(row) == KEYS
     assert row["state"] == "queued"
-    assert row["reason"] == "submitted; the supervisor has not started yet (the keeper has Ray started for it)"
+    assert row["reason"] == "submitted; the supervisor has not started yet (the keeper is starting Ray for it)"
     assert row["attempt"] is row["step"] is row["loss"] is row["last_beat_age_s"] is None
     assert row["pods"] == ["local"] and row["exit_codes"] == {}
     made.run.submissions.write_text(json.dumps({"n": 1, "ts": time.time(), "cluster": "0" * 12}))
     assert "the keeper submitted it " in orch("status", "tiny").out
+    made.run.submissions.write_text(json.dumps({"n": 2, "ts": time.time(), "error": "HTTP 500: no agent\x1b[31m"}))
+    reason = snapshot(made.run, time.time()).reason
+    assert "submission 2 failed: HTTP 500: no agent" in reason and "\x1b" not in reason
     home.keeper_record.unlink()
     assert "no keeper runs on this machine" in snapshot(made.run, time.time()).reason
 
