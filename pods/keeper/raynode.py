@@ -226,5 +226,5 @@ class RayNode:
         wait_s = RESTART_BACKOFF_S[min(self._failures, len(RESTART_BACKOFF_S) - 1)]
         self._failures += 1
         self.state, self._next_try = "failed", now + wait_s
-        self.error = f"{why}; last line of its log: {(tail or [''])[-1][:200]}"
+        self.error = f"{why}; last line of its log: {tail[-1][:200]}" if tail else why
         self.say(f"Ray failed: {self.error}; next try in {wait_s:.0f} s")
