@@ -1,6 +1,6 @@
 """The vocabulary that the operator's side and the pod's side share.
 
-Only the standard library and (in `config`, `reading`) pydantic are imported here, so a bad job can be
+Only the standard library and (in `config`) pydantic are imported here, so a bad job can be
 refused without torch and a rank in a foreign Python can use `rundir`, `records`, `files` and `process`.
 Nothing is imported at package level: `import workloads.contract` costs nothing.
 

@@ -1,7 +1,7 @@
 """Records that cross a process boundary, as frozen standard-library dataclasses.
 
-Writers use `as_wire` (None is left out: never null). Readers that can afford pydantic use `reading.parse`; the shim
-and the keeper, which have the standard library only, use `from_wire`, which ignores keys it does not know.
+Writers use `as_wire` (None is left out: never null). Readers use `from_wire`, which ignores keys it does not know and
+checks no types; what shows files that somebody else may have written goes through `orchestrator.runs.reading`.
 """
 
 from __future__ import annotations
