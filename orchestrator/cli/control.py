@@ -61,10 +61,10 @@ def halt(
 def _halt(chosen: list[RunDir], *, now: bool, why: str, wait: bool, quiet: bool) -> list[Stopped]:
     import time
 
-    from orchestrator.jobs import control
     from orchestrator.runs.follow import halt_limit_s, not_waited, wait_stopped
     from orchestrator.runs.views import snapshot
     from orchestrator.runs.waiting import Live
+    from pods.remote import control
 
     live = Live(silent=quiet)
     limits: dict[RunDir, float] = {}
@@ -95,8 +95,8 @@ def dump(run: Run, ranks: Ranks = None, json: Json = False) -> None:
     """The stack of every rank, without stopping any."""
     import time
 
-    from orchestrator.jobs import control
     from orchestrator.runs.views import snapshot
+    from pods.remote import control
 
     chosen = [whole(k, "--rank") for k in ranks] if ranks else None
     view = snapshot(_resolve(run), time.time())
@@ -152,11 +152,13 @@ def resume(
         raise UsageError(
             "E-CLI-004", f"--code cannot be {code!r}", where="orch resume", value=code, expected="run or current"
         )
-    from orchestrator.jobs import control
+    from pods.remote import control
+    from pods.tree import ensure_tree
 
     found = _resolve(run)
     wake_if_asleep()  # first: a resume that is refused is still a contact
-    request = control.resume(found, who=operator(), why=why, code=code)
+    tree = ensure_tree(home()) if code == "current" else None
+    request = control.resume(found, who=operator(), why=why, tree=tree)
     if not json:
         say(f"{found.run_id}  asked to resume")
     ack = control.wait_ack(request, timeout_s=RESUME_ANSWER_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -75,9 +76,16 @@ def wake_if_asleep() -> None:
 
     if running(home()) is not None:
         return
-    from orchestrator.jobs import control
+    from pods.remote import control
 
     try:
-        control.wake(home())
+        control.wake(home(), own_parts)
     except OrchError as e:
         hint(f"note: the keeper could not be woken: {e.what}")
+
+
+def own_parts() -> tuple[str, Path]:
+    """Interpreter and tree of this very process, for a keeper that no run can tell."""
+    from pods.tree import ensure_tree
+
+    return sys.executable, ensure_tree(home())

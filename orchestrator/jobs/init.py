@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from orchestrator.jobs.launch import ensure_home
+from pods.remote.stage import ensure_home
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.files import fsync_dir, write_all
 from workloads.contract.rundir import OrchHome

@@ -20,15 +20,15 @@ from orchestrator.jobs.code import code_state
 from orchestrator.jobs.interpreter import Interpreter, look
 from orchestrator.jobs.jobfile import LoadedJob
 from orchestrator.jobs.plan import LaunchContext, Plan, make_plan
-from orchestrator.jobs.stage import Staged
 from orchestrator.runs import index
 from pods.facts import local_facts
 from pods.inventory import load_inventory
 from pods.keeper.client import ensure_keeper
+from pods.remote.stage import Staged, ensure_home
 from pods.tree import ensure_tree, tree_path
 from workloads.contract.config.inventory import Inventory
 from workloads.contract.config.job import JobSpec
-from workloads.contract.errors import LocalError, RemoteError, SpecError, UsageError
+from workloads.contract.errors import RemoteError, SpecError, UsageError
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir, make_run_id
 
 BASE_ENV = ("HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "SHELL", "TMPDIR")
@@ -88,19 +88,6 @@ def submit(plan: Plan, home: OrchHome, on_stage: Callable[[str, float], None]) -
     _start_keeper(plan, home, tree if tree.is_dir() else ensure_tree(home), replace=created)
     done("keeper")
     return Submission(run, created)
-
-
-def ensure_home(home: OrchHome) -> None:
-    """`$ORCH_HOME` and `runs/` below it, for their owner alone. LocalError when they cannot be made."""
-    try:
-        home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        home.runs.mkdir(exist_ok=True, mode=0o700)
-        home.trees.mkdir(exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise LocalError(
-            "E-HOME-001", f"orch's home cannot be made: {e.strerror}", where=str(home.path),
-            fix="point ORCH_HOME to a directory that you may write to",
-        ) from e  # fmt: skip
 
 
 def _start_keeper(plan: Plan, home: OrchHome, tree: Path, *, replace: bool) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pods.keeper.runs import run_ids
 from workloads.contract.errors import LocalError
 from workloads.contract.files import try_read_json
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
@@ -55,7 +56,7 @@ def record(home: OrchHome, run_json: Mapping[str, Any]) -> None:
 def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
     """Every run that is here or was, newest first. What is wrong with the index goes to `note` (default: stderr)."""
     say = note or _say
-    ids = directories(home)
+    ids = run_ids(home)
     try:
         with _open(home) as db:
             known = {row.run: row for row in _select(db)}
@@ -89,7 +90,7 @@ def rebuild(home: OrchHome) -> int:
     for suffix in ("", "-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{home.index}{suffix}")  # noqa: PTH108  a suffix on the whole name, not on its extension
-    rows = [row for row in map(home_row(home), sorted(directories(home))) if row is not None]
+    rows = [row for row in map(home_row(home), sorted(run_ids(home))) if row is not None]
     try:
         with _open(home) as db:
             _insert(db, rows)
@@ -99,14 +100,6 @@ def rebuild(home: OrchHome) -> int:
             fix="free some space; until then every command reads the run directories",
         ) from e  # fmt: skip
     return len(rows)
-
-
-def directories(home: OrchHome) -> set[str]:
-    """Ids of the runs on disk."""
-    try:
-        return {name for name in os.listdir(home.runs) if RUN_ID_PATTERN.fullmatch(name)}
-    except OSError:
-        return set()
 
 
 def home_row(home: OrchHome) -> Callable[[str], IndexRow | None]:

@@ -138,6 +138,7 @@ class Waker:
 
 
 def _wake(home: OrchHome) -> None:
-    from orchestrator.jobs import control
+    from pods.remote import control
+    from pods.tree import ensure_tree
 
-    control.wake(home)
+    control.wake(home, lambda: (sys.executable, ensure_tree(home)))

@@ -37,6 +37,14 @@ def lock_is_held(path: Path) -> bool:
         os.close(fd)
 
 
+def run_ids(home: OrchHome) -> set[str]:
+    """Ids of the runs on disk."""
+    try:
+        return {name for name in os.listdir(home.runs) if RUN_ID_PATTERN.fullmatch(name)}
+    except OSError:
+        return set()
+
+
 def pending_requests(run: RunDir, verb: str) -> list[Path]:
     """Requests of this verb that nobody has answered, oldest first."""
     try:
@@ -142,7 +150,7 @@ class Runs:
 
     def look(self, now: float) -> list[RunSeen]:
         """Every run on this pod, oldest first."""
-        for name in self._names():
+        for name in run_ids(self.home):
             if name not in self.watches:
                 self._add(name)
         for name in [n for n in self.watches if not self.watches[n].run.path.is_dir()]:
@@ -151,12 +159,6 @@ class Runs:
 
     def active(self) -> Iterator[RunWatch]:
         return (w for w in list(self.watches.values()) if w.active)
-
-    def _names(self) -> list[str]:
-        try:
-            return [n for n in os.listdir(self.home.runs) if RUN_ID_PATTERN.fullmatch(n)]
-        except FileNotFoundError:
-            return []
 
     def _add(self, name: str) -> None:
         run = self.home.run(name)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.jobs.jobfile import command_job
-from orchestrator.jobs.launch import ensure_home, prepare
+from orchestrator.jobs.launch import prepare
 from orchestrator.jobs.plan import Plan
-from orchestrator.jobs.stage import Staged
 from pods.keeper.client import running
+from pods.remote.stage import Staged, ensure_home
 from workloads.contract.files import atomic_write_json
 from workloads.contract.process import ProcId
 from workloads.contract.records import Status, as_wire

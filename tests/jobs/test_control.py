@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs import control
-from orchestrator.jobs.launch import ensure_home
 from pods.keeper.client import KeeperClient, running
+from pods.remote import control
+from pods.remote.stage import ensure_home
+from pods.tree import ensure_tree
 from tests.jobs.conftest import content, set_state, staged_run
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.files import atomic_write_json
@@ -101,7 +104,7 @@ def test_resume_with_the_code_of_today_or_when_the_old_one_is_gone(run: RunDir, 
     with pytest.raises(LocalError) as e:
         control.resume(run, who="ada", why="")
     assert e.value.fix == f"orch resume {run.run_id} --code current"
-    args = content(control.resume(run, who="ada", why="", code="current"))["args"]
+    args = content(control.resume(run, who="ada", why="", tree=ensure_tree(home)))["args"]
     assert isinstance(args, dict) and args["code"] == "current"
     assert (Path(args["tree"]) / "workloads" / "contract" / "rundir.py").is_file()
     assert Path(args["tree"]).parent == home.trees
@@ -134,12 +137,16 @@ def test_a_run_directory_that_may_not_be_written_to_is_told(run: RunDir) -> None
         control.halt(run, now=False, why="", who="ada")
 
 
+def own_parts(home: OrchHome) -> Callable[[], tuple[str, Path]]:
+    return lambda: (sys.executable, ensure_tree(home))
+
+
 def test_waking_starts_a_keeper_from_the_code_of_the_newest_run(run: RunDir, home: OrchHome) -> None:
     set_state(run, "succeeded")
-    control.wake(home)  # the run's tree is not there: this process's own is taken
+    control.wake(home, own_parts(home))  # the run's tree is not there: this process's own is taken
     record = running(home)
     assert record is not None and Path(str(record["tree"])).is_dir()
-    control.wake(home)
+    control.wake(home, own_parts(home))
     again = running(home)
     assert again is not None and again["pid"] == record["pid"]
     KeeperClient(home).down()
@@ -147,6 +154,6 @@ def test_waking_starts_a_keeper_from_the_code_of_the_newest_run(run: RunDir, hom
 
 def test_waking_an_empty_home(tmp_path: Path, home: OrchHome) -> None:
     ensure_home(home)
-    control.wake(home)
+    control.wake(home, own_parts(home))
     assert running(home) is not None
     KeeperClient(home).down()

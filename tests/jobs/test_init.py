@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.jobs.init import write_templates
 from orchestrator.jobs.jobfile import load_job
-from orchestrator.jobs.launch import ensure_home, prepare
+from orchestrator.jobs.launch import prepare
 from pods.inventory import load_inventory
+from pods.remote.stage import ensure_home
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.rundir import OrchHome
 

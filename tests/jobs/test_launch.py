@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.jobs.jobfile import command_job, load_job
-from orchestrator.jobs.launch import base_env, ensure_home, prepare, submit
-from orchestrator.jobs.stage import LEFTOVER_AGE_S, Staged
+from orchestrator.jobs.launch import base_env, prepare, submit
 from orchestrator.runs.index import list_runs
 from pods.keeper.client import KeeperClient, running
+from pods.remote.stage import LEFTOVER_AGE_S, Staged, ensure_home
 from tests.jobs.conftest import content, make_plan_for, set_state
 from workloads.contract.errors import ConflictError, LocalError, OrchError, SpecError, UsageError
 from workloads.contract.rundir import OrchHome, make_run_id
@@ -253,7 +253,7 @@ def test_the_virtual_environment_of_the_shell_runs_commands(home: OrchHome, tmp_
 def test_nothing_heavy_is_imported() -> None:
     heavy = "torch ray datasets paramiko fabric"
     code = (
-        "import sys, orchestrator.jobs.launch, orchestrator.jobs.control, orchestrator.jobs.init\n"
+        "import sys, orchestrator.jobs.launch, pods.remote.control, orchestrator.jobs.init\n"
         f"print([m for m in {heavy.split()!r} if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

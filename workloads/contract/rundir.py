@@ -65,6 +65,16 @@ class RunDir:
     def env_json(self) -> Path:
         return self.path / "env.json"
 
+    @property
+    def code(self) -> Path:
+        """The run's own copy of the code it was launched with, on a pod that is not the operator's machine."""
+        return self.path / "code"
+
+    @property
+    def secrets(self) -> Path:
+        """`{name: value}`, mode 0600: read by the shim alone, never copied from the pod to a disk."""
+        return self.path / ".secrets.json"
+
     # the supervisor's
     @property
     def status(self) -> Path:
@@ -241,6 +251,41 @@ class OrchHome:
     @property
     def inventory(self) -> Path:
         return self.path / "pods.yaml"
+
+    # on the operator's side
+    @property
+    def mirror(self) -> Path:
+        """Copies of run directories that lie on other pods, by run id."""
+        return self.path / "mirror"
+
+    def mirrored(self, run_id: str) -> RunDir:
+        """Raises ValueError for anything that is not a run id."""
+        run_name_of(run_id)
+        return RunDir(self.mirror / run_id)
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again: hashes of files, wheels, builds of Python, what is known of a pod."""
+        return self.path / "cache"
+
+    @property
+    def secrets(self) -> Path:
+        """`{NAME: value}` (YAML, 0600): where secrets that are not in the environment are looked for."""
+        return self.path / "secrets.yaml"
+
+    # on a pod, each by content hash
+    @property
+    def envs(self) -> Path:
+        return self.path / "envs"
+
+    @property
+    def code_store(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def pythons(self) -> Path:
+        """Builds of Python that orch brought: `python/<build>/bin/python3`."""
+        return self.path / "python"
 
     # orch's own tree
     @property

@@ -15,6 +15,10 @@ class PodSpec(Config):
     """`[user@]host[:port]` or an alias of ~/.ssh/config"""
     host_key: str | None = None
     """the pinned key, `ssh-ed25519 AAAA...`"""
+    identity: str | None = None
+    """private key file for this pod; default: the agent's keys and those of ~/.ssh"""
+    jump_keys: list[str] = []
+    """pinned keys of the hosts jumped through, first hop first"""
     root: str | None = None
     """ORCH_HOME there; default ~/.orch"""
     python: str | None = None

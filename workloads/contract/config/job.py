@@ -141,8 +141,12 @@ class JobSpec(Config):
     pods: Annotated[list[Name], Field(min_length=1)] = ["local"]
     resources: Resources = Resources()
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = []
+    """names of environment variables of the ranks, taken from the operator's environment or secrets.yaml"""
     python: str | None = None
     """interpreter of the ranks on the pods; default: the pod's"""
+    requirements: str | None = None
+    """pods over SSH: a requirements.txt or pyproject.toml for the ranks' environment; default: orch's own"""
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
@@ -157,6 +161,12 @@ class JobSpec(Config):
             raise ValueError("command: is needed by kind `command` and by no other")
         if self.workdir is not None and self.kind != "command":
             raise ValueError("workdir: is for kind `command`")
+        if self.python is not None and self.requirements is not None:
+            raise ValueError("requirements: `python` names an environment that exists; give one of the two")
+        if both := sorted(set(self.secrets) & set(self.env)):
+            raise ValueError(f"secrets: {both[0]} is in `env` too")
+        if len(set(self.secrets)) != len(self.secrets):
+            raise ValueError("secrets: names one twice")
         if len(set(self.pods)) != len(self.pods):
             raise ValueError("pods: names a pod twice")
         return self

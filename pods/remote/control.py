@@ -1,6 +1,7 @@
 """Asking a run to halt, dump or go on: requests are files in its directory; supervisor or keeper answer beside them.
 
-Nothing here signals a process. Called by `orch halt`, `orch dump`, `orch resume` and by whoever waits for a run.
+Nothing here signals a process. It runs where the run lies: in `orch` for a run on this machine, in the pod's own
+process (`pods.remote.runs`) for any other.
 """
 
 from __future__ import annotations
@@ -8,16 +9,13 @@ from __future__ import annotations
 import secrets
 import shlex
 import stat
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.runs.index import directories
 from pods.keeper.client import ensure_keeper
-from pods.keeper.runs import pending_requests
-from pods.tree import ensure_tree
+from pods.keeper.runs import pending_requests, run_ids
 from workloads.contract.errors import ConflictError, LocalError
 from workloads.contract.files import atomic_write_json, try_read_json
 from workloads.contract.records import Ack, Request, as_wire
@@ -53,19 +51,19 @@ def dump(run: RunDir, *, ranks: Sequence[int] | None, why: str, who: str) -> Pat
     return _ask(run, "dump", why=why, who=who, args={} if ranks is None else {"ranks": list(ranks)})
 
 
-def resume(run: RunDir, *, who: str, why: str, code: str = "run") -> Path:
+def resume(run: RunDir, *, who: str, why: str, tree: Path | None = None) -> Path:
     """Ask an ended run to go on. A request nobody has answered yet is returned again.
 
-    `code`: "run" for the code it was launched with, "current" for this process's own. ConflictError for a run that
-    has not ended or succeeded; LocalError when its code is gone.
+    `tree`: orch's own files to go on with, below `$ORCH_HOME/orch`; None for those it was launched with. ConflictError
+    for a run that has not ended or succeeded; LocalError when its code is gone.
     """
     waiting = pending_requests(run, "resume")
     if waiting:
         return waiting[-1]
     _refuse_state(run)
-    args: dict[str, Any] = {"code": code}
-    if code == "current":
-        args["tree"] = str(ensure_tree(home_of(run)))
+    args: dict[str, Any] = {"code": "run" if tree is None else "current"}
+    if tree is not None:
+        args["tree"] = str(tree)
     else:
         _refuse_lost_code(run)
     return _ask(run, "resume", why=why, who=who, args=args)
@@ -85,17 +83,17 @@ def wait_ack(request: Path, *, timeout_s: float, poll_s: float = 0.1) -> Ack | N
         time.sleep(min(poll_s, left))
 
 
-def wake(home: OrchHome) -> None:
+def wake(home: OrchHome, own: Callable[[], tuple[str, Path]] | None = None) -> bool:
     """Start the keeper if it is missing and have it look at its runs now. RemoteError when it does not come up.
 
-    It is run by the interpreter and from the tree of the newest run, or of this process when there is none.
+    It is run by the interpreter and from the tree of the newest run; where no run can say, by `own()`, or not at all:
+    False then.
     """
-    python, tree = _newest(home) or (sys.executable, None)
-    ensure_keeper(home, python, tree or ensure_tree(home)).poke()
-
-
-def home_of(run: RunDir) -> OrchHome:
-    return OrchHome(run.path.parent.parent)
+    found = _newest(home) or (own() if own else None)
+    if found is None:
+        return False
+    ensure_keeper(home, *found).poke()
+    return True
 
 
 def _ask(run: RunDir, verb: str, *, why: str, who: str, args: dict[str, Any]) -> Path:
@@ -165,14 +163,14 @@ def _ack(row: dict[str, Any]) -> Ack:
     )
 
 
-def _newest(home: OrchHome) -> tuple[str, Path | None] | None:
+def _newest(home: OrchHome) -> tuple[str, Path] | None:
     """(interpreter of orch's parts, tree) of the newest run that can still be carried out."""
-    rows = [r for r in (try_read_json(home.run(i).run_json) for i in directories(home)) if r is not None]
+    rows = [r for r in (try_read_json(home.run(i).run_json) for i in run_ids(home)) if r is not None]
     for row in sorted(rows, key=_created, reverse=True):
         pods = row.get("pods")
         tree = Path(str(row.get("tree", "")))
         if isinstance(pods, list) and pods and isinstance(pods[0], dict) and tree.is_absolute() and tree.is_dir():
-            python = str(pods[0].get("orch_python") or pods[0].get("python") or sys.executable)
+            python = str(pods[0].get("orch_python") or pods[0].get("python"))
             if Path(python).exists():
                 return python, tree
     return None
