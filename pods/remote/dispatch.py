@@ -20,6 +20,7 @@ MODULES = {
     "home": "pods.remote.home",
     "mirror": "pods.remote.mirror",
     "runs": "pods.remote.runs",
+    "secrets": "pods.remote.secrets",
 }
 T = TypeVar("T")
 

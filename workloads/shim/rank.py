@@ -11,6 +11,7 @@ from workloads.contract.errors import OrchError
 from workloads.contract.process import ProcId
 from workloads.contract.records import HaltClocks, RankRecord, ShimOrder
 from workloads.contract.rundir import RunDir, leases_dir
+from workloads.contract.secretfile import read_secrets
 from workloads.shim.care import Care, Ended
 from workloads.shim.lease import lease, release
 from workloads.shim.oom import oom_kills
@@ -53,7 +54,7 @@ def _run(
 
     kills_before = oom_kills()
     try:
-        pid = start(order, run.rank_log(order.rank), leases, tell)
+        pid = start(_with_secrets(order, run), run.rank_log(order.rank), leases, tell)
     except SpawnError as e:
         return replace(born, ended=time.time(), cause="spawn-failed", error=str(e))
     log.say(f"rank {order.rank} attempt {order.attempt} started: pid {pid}")
@@ -65,6 +66,14 @@ def _run(
         running, ended=ts, exit_code=ended.exit_code, signal=ended.signal, cause=ended.cause,
         max_rss_mib=ended.max_rss_mib, oom=_was_oom(ended, kills_before), swept=swept, stayed=stayed,
     )  # fmt: skip
+
+
+def _with_secrets(order: ShimOrder, run: RunDir) -> ShimOrder:
+    """The order to start the rank by, in this memory alone; what orch sets itself is never replaced."""
+    try:
+        return replace(order, env={**read_secrets(run), **order.env})
+    except (OSError, ValueError) as e:
+        raise SpawnError(f"the run's secrets cannot be read: {e}") from e
 
 
 def _was_oom(ended: Ended, kills_before: int | None) -> bool:
