@@ -15,7 +15,7 @@ from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
     from orchestrator.jobs.jobfile import LoadedJob
-    from orchestrator.jobs.plan import Plan
+    from orchestrator.jobs.launch import OnTime, Prepared
     from workloads.contract.rundir import RunDir
 
 
@@ -41,6 +41,9 @@ def launch(
     run_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="A run id; launched twice it is one run.")
     ] = None,
+    pods: Annotated[
+        list[str] | None, typer.Option("--pod", metavar="POD", help="Where it runs, instead of the job's `pods`.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay until the run ends; Ctrl-C leaves it running.")
@@ -51,20 +54,33 @@ def launch(
     import os
 
     cwd = Path.cwd()
-    loaded = _load(job, ctx.obj, sets or [], name, cwd)
+    where = [f"pods=[{', '.join(pods)}]"] if pods else []
+    loaded = _load(job, ctx.obj, [*(sets or []), *where], name, cwd)
     from orchestrator.jobs.launch import prepare
 
-    plan = prepare(loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ)
-    if dry_run:
-        if json:
-            emit({"v": 1, "plan": plan.as_dict()})
-        else:
-            say(plan.render())
-        return
     began = time.monotonic()
-    run = _submit(plan, json=json, quiet=json and follow)
-    if follow:
-        raise typer.Exit(_follow(run, began, json=json))
+    on_time = _stages(silent=json or dry_run)
+    prepared = prepare(loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time)
+    try:
+        if dry_run:
+            plan = prepared.plan
+            emit({"v": 1, "plan": plan.as_dict()}) if json else say(plan.render())
+            return
+        run = _submit(prepared, on_time, json=json, quiet=json and follow)
+        if follow:
+            raise typer.Exit(_follow(run, began, json=json))
+    finally:
+        prepared.close()
+
+
+def _stages(*, silent: bool) -> OnTime:
+    from orchestrator.runs.render import duration
+
+    def on_time(stage: str, seconds: float) -> None:
+        if not silent:
+            say(f"  {stage:<16} {duration(seconds)}")
+
+    return on_time
 
 
 def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | None, cwd: Path) -> LoadedJob:
@@ -84,30 +100,25 @@ def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | 
     return load_job(str(job), sets=sets, name=name, cwd=cwd)
 
 
-def _submit(plan: Plan, *, json: bool, quiet: bool) -> RunDir:
-    from orchestrator.jobs.launch import submit
-    from orchestrator.runs.render import duration
+def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> RunDir:
+    from orchestrator.jobs.launch import is_there, submit
 
-    def on_stage(stage: str, seconds: float) -> None:
-        if not json:
-            say(f"  {stage:<16} {duration(seconds)}")
-
+    run = prepared.run
     try:
-        done = submit(plan, home(), on_stage)
+        created = submit(prepared, on_time)
     except KeyboardInterrupt:
-        there = home().run(plan.run_id).run_json.exists()
-        if there:
-            _goes_on(plan.run_id)
+        if is_there(prepared):
+            _goes_on(run.run_id)
         else:
             hint("interrupted; nothing was submitted")
         raise
     if quiet:
-        return done.run
+        return run
     if json:
-        emit({"v": 1, "run": done.run.run_id, "created": done.created, "dir": str(done.run.path)})
-        return done.run
-    _submitted(done.run, created=done.created)
-    return done.run
+        emit({"v": 1, "run": run.run_id, "created": created, "dir": str(run.path)})
+        return run
+    _submitted(run, created=created)
+    return run
 
 
 def _submitted(run: RunDir, *, created: bool) -> None:

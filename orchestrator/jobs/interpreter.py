@@ -1,24 +1,14 @@
-"""A Python interpreter and what it can import: asked once, without importing any of it. Called by the launch."""
+"""A Python interpreter and what it can import, asked of it once. Called by the launch."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from pods.transport.local import LocalTransport
-from workloads.contract.errors import OrchError
-
-TIMEOUT_S = 20.0
-_ASK = """
-import importlib.metadata as m, importlib.util as u, json, platform
-try: ray = m.version("ray") if u.find_spec("ray") else None
-except m.PackageNotFoundError: ray = None
-print("\\n" + json.dumps([platform.python_version(), ray, u.find_spec("torch") is not None]))
-"""
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,19 +18,21 @@ class Interpreter:
     ray: str | None
     torch: bool
 
+    @classmethod
+    def told(cls, row: Mapping[str, Any]) -> Interpreter:
+        """From the answer of `pods.remote.home`, here or on another pod."""
+        ray = row.get("ray")
+        return cls(str(row["path"]), str(row["version"]), ray if isinstance(ray, str) else None, row["torch"] is True)
+
 
 def look(python: str) -> Interpreter:
-    """What `python` is and has. One that cannot be run has version ""."""
+    """What `python` on this machine is and has. One that cannot be run has version ""."""
     if python == sys.executable:
-        return Interpreter(
-            python, platform.python_version(), _ray_here(), importlib.util.find_spec("torch") is not None
-        )
-    try:
-        done = LocalTransport().run([python, "-s", "-c", _ASK], timeout_s=TIMEOUT_S)
-        version, ray, torch = json.loads(done.stdout.strip().rpartition("\n")[2]) if done.ok else ("", None, False)
-    except (OrchError, ValueError):
-        return Interpreter(python, "", None, False)
-    return Interpreter(python, str(version), ray, bool(torch))
+        torch = importlib.util.find_spec("torch") is not None
+        return Interpreter(python, platform.python_version(), _ray_here(), torch)
+    from pods.remote.home import interpreter
+
+    return Interpreter.told(interpreter(python))
 
 
 def _ray_here() -> str | None:

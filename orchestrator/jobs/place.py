@@ -30,7 +30,7 @@ class Placement:
 
 
 def choose_pod(spec: JobSpec, inventory: Inventory, where: Where) -> tuple[str, PodSpec]:
-    """The pod of this run. SpecError for a name that is not known, for one over SSH, and for several."""
+    """The pod of this run. SpecError for a name that is not known, and for several."""
     for i, name in enumerate(spec.pods):
         if name not in inventory.pods:
             close = get_close_matches(name, inventory.pods, n=1)
@@ -40,10 +40,10 @@ def choose_pod(spec: JobSpec, inventory: Inventory, where: Where) -> tuple[str, 
                 fix=f"pods: [{close[0] if close else 'local'}]",
             )  # fmt: skip
     far = [n for n in spec.pods if not inventory.pods[n].local]
-    if far:
+    if far and len(spec.pods) > 1:
         raise SpecError(
-            "E-PLAN-002", f"pod {far[0]} is reached over SSH, which this version cannot do: it runs on local pods only",
-            where=where("pods"), value=inventory.pods[far[0]].ssh, fix="pods: [local]",
+            "E-PLAN-002", "one run on several pods is not available yet", where=where("pods"),
+            value=", ".join(spec.pods), expected="one pod", fix=f"pods: [{far[0]}]",
         )  # fmt: skip
     if len(spec.pods) > 1:
         raise SpecError(

@@ -20,7 +20,7 @@ from pods.clusterid import cluster_id
 from pods.facts import PodFacts
 from workloads.contract.config.inventory import Inventory, PodSpec
 from workloads.contract.config.job import JobSpec
-from workloads.contract.errors import LocalError, SpecError, raise_all
+from workloads.contract.errors import LocalError, RemoteError, SpecError, raise_all
 from workloads.contract.rundir import OrchHome
 
 MIN_HOME_MIB = 1024
@@ -47,6 +47,8 @@ class LaunchContext:
     orch_version: str
     code: CodeState = field(default_factory=CodeState)
     notes: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()  # what travels to a pod over SSH before anything else, in words
+    snapshot: str | None = None  # id of the code that travels
     where: Where = field(default=lambda path: path, compare=False)
 
 
@@ -91,7 +93,7 @@ class Plan:
             "cwd": c.cwd,
             "env": {**c.env, **self.spec.env},
             "tree": c.tree,
-            "code": {"commit": c.code.commit, "dirty": c.code.dirty},
+            "code": {"commit": c.code.commit, "dirty": c.code.dirty, "snapshot": c.snapshot},
             "versions": {"orch": c.orch_version, "python": c.orch_python.version, "ray": c.orch_python.ray},
         }  # fmt: skip
 
@@ -112,6 +114,7 @@ class Plan:
             f"{p.cpus_per_rank} CPU{'s' * (p.cpus_per_rank > 1)}, {p.gpus_per_rank} GPU{'s' * (p.gpus_per_rank != 1)}"
         )
         return [
+            *c.brings,
             f"orch's own files are copied to {c.tree}, if they are not there",
             f"the run directory {c.home.runs / c.run_id} is made: from here on the run is submitted",
             f"the keeper of pod {p.pod} is started, if it does not run, and told",
@@ -158,35 +161,47 @@ def make_plan(spec: JobSpec, inventory: Inventory, facts: Mapping[str, PodFacts]
     pod, pod_spec = choose_pod(spec, inventory, context.where)
     here = facts[pod]
     _refuse_root(pod, pod_spec, context)
-    _refuse_python(spec, context)
+    _refuse_requirements(spec, pod, pod_spec, context)
+    _refuse_python(spec, pod, pod_spec, context)
     placement = place_ranks(spec, pod, here, context.where)
     if spec.kind == "train":
         raise_all([b.error("JOB", context.where(b.path)) for b in batch_rules(spec, placement.ranks)])
-    _refuse_disk(spec, here, context)
+    _refuse_disk(spec, pod_spec, here, context)
     argv = spec.command or [context.rank_python.path, "-m", "workloads.train"]
     cluster = cluster_id([pod], context.uid, context.home, context.orch_python.ray or "none")
     return Plan(spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context))
 
 
 def _refuse_root(pod: str, pod_spec: PodSpec, context: LaunchContext) -> None:
-    if pod_spec.root is not None and OrchHome.from_env({"ORCH_HOME": pod_spec.root}) != context.home:
+    if pod_spec.local and pod_spec.root is not None and OrchHome.from_env({"ORCH_HOME": pod_spec.root}) != context.home:
         raise SpecError(
             "E-PLAN-007", f"pods.{pod}.root differs from this machine's own home", where=str(context.home.inventory),
             value=pod_spec.root, expected=str(context.home.path), fix=f"remove `root` of pod {pod}, or set ORCH_HOME",
         )  # fmt: skip
 
 
-def _refuse_python(spec: JobSpec, context: LaunchContext) -> None:
+def _refuse_requirements(spec: JobSpec, pod: str, pod_spec: PodSpec, context: LaunchContext) -> None:
+    if spec.requirements is not None and pod_spec.local:
+        raise SpecError(
+            "E-PLAN-013", f"pod {pod} is this machine, where orch makes no environments",
+            where=context.where("requirements"), value=spec.requirements,
+            fix="python: .venv/bin/python   (an environment of your own)",
+        )  # fmt: skip
+
+
+def _refuse_python(spec: JobSpec, pod: str, pod_spec: PodSpec, context: LaunchContext) -> None:
+    kind, there = (LocalError, "") if pod_spec.local else (RemoteError, f" on pod {pod}")
     for python, area in ((context.orch_python, "orch's own parts"), (context.rank_python, "the ranks")):
         if not python.version:
-            raise LocalError(
-                "E-PLAN-008", f"the Python for {area} cannot be run", where=context.where("python"), value=python.path,
+            raise kind(
+                "E-PLAN-008", f"the Python for {area} cannot be run{there}", where=context.where("python"),
+                value=python.path,
                 fix="give the path of an interpreter: --set python=/usr/bin/python3",
             )  # fmt: skip
         old = _version(python.version) < MIN_PYTHON
         if old and (python is context.orch_python or spec.kind == "train"):
-            raise LocalError(
-                "E-PLAN-009", f"the Python for {area} is too old", where=python.path, value=python.version,
+            raise kind(
+                "E-PLAN-009", f"the Python for {area} is too old{there}", where=python.path, value=python.version,
                 expected="3.11 or 3.12", fix="install Python 3.12 and orch in it",
             )  # fmt: skip
     missing = [] if context.orch_python.ray else [("Ray", context.orch_python)]
@@ -194,8 +209,8 @@ def _refuse_python(spec: JobSpec, context: LaunchContext) -> None:
         missing.append(("torch", context.rank_python))
     if missing:
         what, python = missing[0]
-        raise LocalError(
-            "E-PLAN-010", f"{what} is not installed for this Python", where=python.path,
+        raise kind(
+            "E-PLAN-010", f"{what} is not installed for this Python{there}", where=python.path,
             fix=f"{python.path} -m pip install 'orch-runs[pod]'",
         )  # fmt: skip
 
@@ -204,13 +219,17 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")[:2])
 
 
-def _refuse_disk(spec: JobSpec, facts: PodFacts, context: LaunchContext) -> None:
+def _refuse_disk(spec: JobSpec, pod_spec: PodSpec, facts: PodFacts, context: LaunchContext) -> None:
     need = MIN_HOME_MIB + (sizes.checkpoints_mib(spec) if spec.kind == "train" else 0)
     if facts.home_free_mib < need:
-        raise LocalError(
+        kind, fix = (
+            (LocalError, "free some space, or point ORCH_HOME to another disk")
+            if pod_spec.local
+            else (RemoteError, "orch pods gc, or another disk: `root:` of the pod in pods.yaml")
+        )
+        raise kind(
             "E-PLAN-011", "too little free disk for this run", where=str(context.home.path),
-            value=f"{facts.home_free_mib} MiB free", expected=f"at least {need} MiB (checkpoints included)",
-            fix="free some space, or point ORCH_HOME to another disk",
+            value=f"{facts.home_free_mib} MiB free", expected=f"at least {need} MiB (checkpoints included)", fix=fix,
         )  # fmt: skip
 
 

@@ -19,8 +19,6 @@ FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
 TRAIN_ONLY = ("model", "data", "train")
 
 LATER = {
-    "secrets": "secret environment variables",
-    "requirements": "environments made by orch",
     "health": "health rules of one's own",
     "require": "requirements of pods",
     "logs": "limits of logs",
@@ -118,6 +116,9 @@ def batch_rules(spec: JobSpec, ranks: int) -> list[Broken]:
 
 def _environment(spec: JobSpec) -> list[Broken]:
     found = []
+    for i, key in enumerate(spec.secrets):
+        if key in RESERVED_ENV or (key.startswith(("ORCH_", "RAY_")) and key not in FREE_ENV):
+            found.append(Broken(f"secrets[{i}]", f"{key} is set, or kept out, by orch", fix="remove it", value=key))
     for key, value in spec.env.items():
         path = f"env.{key}"
         if key == "CUDA_VISIBLE_DEVICES" and spec.resources.gpus_per_rank != 0:

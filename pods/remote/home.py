@@ -1,14 +1,68 @@
-"""Operations on `$ORCH_HOME` of a pod: what is there, and orch's own files for it."""
+"""Operations on a pod's `$ORCH_HOME` and login: which interpreters, which of orch's trees, which environment."""
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
+import shutil
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pods.remote.dispatch import Answer, Operation, want
-from pods.remote.stage import ensure_home
 from workloads.contract.errors import RemoteError
 from workloads.contract.rundir import OrchHome
+
+INTERPRETER_S = 20.0
+LOGIN_KEYS = ("HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "SHELL", "TMPDIR")
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+_ASK = """
+import importlib.metadata as m, importlib.util as u, json, platform
+try: ray = m.version("ray") if u.find_spec("ray") else None
+except m.PackageNotFoundError: ray = None
+print("\\n" + json.dumps([platform.python_version(), ray, u.find_spec("torch") is not None]))
+"""
+
+
+def login_env(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a login a rank gets: where home is, who it is, the language, the search path. Nothing else leaks in."""
+    env = {k: environ[k] for k in LOGIN_KEYS if environ.get(k)}
+    env.setdefault("HOME", str(Path.home()))
+    env.setdefault("USER", user_name())
+    env.setdefault("LOGNAME", env["USER"])
+    env["PATH"] = environ.get("PATH") or DEFAULT_PATH
+    return env
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a uid without a name, as in many containers
+        return str(os.getuid())
+
+
+def interpreter(python: str) -> dict[str, Any]:
+    """{path, version, ray, torch}: asked of the interpreter itself; version "" for one that cannot be run."""
+    path = os.path.expanduser(python) if "/" in python else shutil.which(python) or python  # noqa: PTH111  links kept
+    path = os.path.abspath(path) if "/" in path else path  # noqa: PTH100  a venv is known by the path of its link
+    row: dict[str, Any] = {"path": path, "version": "", "ray": None, "torch": False}
+    try:
+        done = subprocess.run(
+            [path, "-s", "-c", _ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=INTERPRETER_S, check=True
+        )
+        version, ray, torch = json.loads(done.stdout.strip().rpartition(b"\n")[2])
+    except (OSError, ValueError, TypeError, subprocess.SubprocessError):
+        return row
+    return {**row, "version": str(version), "ray": ray if isinstance(ray, str) else None, "torch": torch is True}
+
+
+def look(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
+    """{pythons, run} -> {env, pythons: {as asked: interpreter}, run: {there}}: for a plan, in one round."""
+    pythons = {str(p): interpreter(str(p)) for p in want(args, "pythons", list)}
+    run = home.run(want(args, "run", str))
+    return Answer({"env": login_env(os.environ), "pythons": pythons, "run": {"there": run.run_json.exists()}})
 
 
 def tree(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
@@ -16,9 +70,8 @@ def tree(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
     digest = want(args, "hash", str)
     if not digest.isalnum():
         raise RemoteError("E-HOME-003", "that is no hash", value=digest)
-    ensure_home(home)
     path = home.tree(digest)
     return Answer({"path": str(path), "there": path.is_dir()})
 
 
-OPERATIONS: Mapping[str, Operation] = {"tree": tree}
+OPERATIONS: Mapping[str, Operation] = {"look": look, "tree": tree}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.jobs.jobfile import command_job
-from orchestrator.jobs.launch import prepare
+from orchestrator.jobs.launch import Prepared, prepare
 from orchestrator.jobs.plan import Plan
 from pods.keeper.client import running
 from pods.remote.stage import Staged, ensure_home
@@ -30,9 +30,13 @@ def home() -> Iterator[OrchHome]:
             ProcId(record["pid"], record["start_time"], record["boot_id"]).signal(9)
 
 
-def make_plan_for(home: OrchHome, cwd: Path, *argv: str, run_id: str | None = None) -> Plan:
+def prepared_for(home: OrchHome, cwd: Path, *argv: str, run_id: str | None = None) -> Prepared:
     loaded = command_job(argv or ("true",), name="demo", cwd=cwd)
     return prepare(loaded, run_id=run_id, home=home, cwd=cwd, environ={"PATH": "/usr/bin:/bin", "HOME": str(cwd)})
+
+
+def make_plan_for(home: OrchHome, cwd: Path, *argv: str, run_id: str | None = None) -> Plan:
+    return prepared_for(home, cwd, *argv, run_id=run_id).plan
 
 
 def staged_run(home: OrchHome, cwd: Path) -> RunDir:

@@ -21,7 +21,7 @@ def test_the_templates_are_a_good_job_and_a_good_inventory(home: OrchHome, tmp_p
     assert written == [home.inventory, tmp_path / "new" / "folder" / "job.yaml"]
     assert list(load_inventory(home).pods) == ["local"]
     loaded = load_job("job.yaml", cwd=written[1].parent)
-    plan = prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={"PATH": "/usr/bin"})
+    plan = prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={"PATH": "/usr/bin"}).plan
     assert plan.spec.train.steps == 300
 
 

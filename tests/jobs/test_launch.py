@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.jobs.jobfile import command_job, load_job
-from orchestrator.jobs.launch import base_env, prepare, submit
+from orchestrator.jobs.launch import prepare, submit
+from orchestrator.jobs.site import LocalSite, local_env
 from orchestrator.runs.index import list_runs
 from pods.keeper.client import KeeperClient, running
 from pods.remote.stage import LEFTOVER_AGE_S, Staged, ensure_home
-from tests.jobs.conftest import content, make_plan_for, set_state
+from tests.jobs.conftest import content, make_plan_for, prepared_for, set_state
+from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import ConflictError, LocalError, OrchError, SpecError, UsageError
 from workloads.contract.rundir import OrchHome, make_run_id
 
@@ -81,8 +83,8 @@ from orchestrator.jobs.launch import prepare, submit
 from workloads.contract.rundir import OrchHome
 home, run_id, last = OrchHome(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
 loaded = command_job(["true"], name="demo", cwd=Path.cwd())
-plan = prepare(loaded, run_id=run_id, home=home, cwd=Path.cwd(), environ=os.environ)
-submit(plan, home, lambda stage, s: os.kill(os.getpid(), signal.SIGKILL) if stage == last else None)
+prepared = prepare(loaded, run_id=run_id, home=home, cwd=Path.cwd(), environ=os.environ)
+submit(prepared, lambda stage, s: os.kill(os.getpid(), signal.SIGKILL) if stage == last else None)
 """
 
 
@@ -125,8 +127,9 @@ def test_the_same_id_twice_is_one_run_and_wakes_a_keeper(home: OrchHome, tmp_pat
     before = run.run_json.read_bytes()
     set_state(run, "succeeded")  # so that the keeper has nothing to start
     stages: list[str] = []
-    done = submit(make_plan_for(home, tmp_path, "false", run_id=run_id), home, lambda stage, s: stages.append(stage))
-    assert (done.created, done.run) == (False, run) and stages == ["keeper"]
+    again = prepared_for(home, tmp_path, "false", run_id=run_id)
+    assert not submit(again, lambda stage, s: stages.append(stage))
+    assert again.run == run and stages == ["keeper"]
     assert run.run_json.read_bytes() == before and len(list_runs(home)) == 1
     assert running(home) is not None
     KeeperClient(home).down()
@@ -164,7 +167,9 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path) -> None:
         assert os.strerror(errno.ENOSPC) in full.value.what and full.value.fix
         assert list(home.runs.iterdir()) == []
         with pytest.raises(LocalError):
-            submit(plan, home, lambda stage, s: None)  # orch's own files do not fit
+            LocalSite(command_job(("true",), name="demo", cwd=tmp_path), PodSpec(local=True), home, tmp_path, {}).bring(
+                lambda stage: None  # orch's own files do not fit
+            )
         assert list(home.runs.iterdir()) == [] and list(home.trees.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -196,7 +201,9 @@ def test_a_missing_workdir_is_told(home: OrchHome, tmp_path: Path) -> None:
         prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={})
     assert e.value.where == "--set workdir=nowhere" and str(tmp_path / "nowhere") in str(e.value.fix)
     (tmp_path / "nowhere").mkdir()
-    assert prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={}).context.cwd == str(tmp_path / "nowhere")
+    assert prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={}).plan.context.cwd == str(
+        tmp_path / "nowhere"
+    )
 
 
 def test_a_python_that_is_none_is_told(home: OrchHome, tmp_path: Path) -> None:
@@ -230,21 +237,21 @@ def test_what_of_the_shell_reaches_a_rank() -> None:
         "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": "/mine", "ORCH_HOME": "/o", "SHELL": "/bin/sh", "TMPDIR": "/t",
     }  # fmt: skip
     command = command_job(["true"], name="demo", cwd=Path("/")).spec
-    env = base_env(command, "/venv/bin/python", shell)
+    env = local_env(command, "/venv/bin/python", shell)
     assert env == {
         "PATH": "/venv/bin:/usr/bin", "HOME": "/h", "LANG": "C.UTF-8", "USER": "ada", "LOGNAME": "ada",
         "SHELL": "/bin/sh", "TMPDIR": "/t", "PYTHONPATH": "/mine",
     }  # fmt: skip
     train = load_job("tiny", cwd=Path("/")).spec
-    assert "PYTHONPATH" not in base_env(train, "/venv/bin/python", shell)
-    assert base_env(train, "python3", {})["PATH"].startswith("/usr/local/bin")
+    assert "PYTHONPATH" not in local_env(train, "/venv/bin/python", shell)
+    assert local_env(train, "python3", {})["PATH"].startswith("/usr/local/bin")
 
 
 def test_the_virtual_environment_of_the_shell_runs_commands(home: OrchHome, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     loaded = command_job(["true"], name="demo", cwd=tmp_path)
-    plan = prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={"VIRTUAL_ENV": str(tmp_path)})
+    plan = prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={"VIRTUAL_ENV": str(tmp_path)}).plan
     pod = plan.run_json()["pods"][0]
     assert (pod["python"], pod["orch_python"]) == (str(tmp_path / "bin" / "python"), sys.executable)
     assert plan.run_json()["env"]["PATH"].startswith(str(tmp_path / "bin") + ":")

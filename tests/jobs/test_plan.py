@@ -53,9 +53,11 @@ def plan_of(case: dict[str, Any]) -> Plan:
     for name in ("rank_python", "orch_python"):
         if name in context:
             context[name] = dataclasses.replace(PYTHON, **context[name])
-    context["notes"] = tuple(context.get("notes", ()))
-    local = [name for name, pod in inventory.pods.items() if pod.local]
-    return make_plan(job, inventory, dict.fromkeys(local, facts), dataclasses.replace(CONTEXT, **context))
+    for name in ("notes", "brings"):
+        context[name] = tuple(context.get(name, ()))
+    if "home" in context:
+        context["home"] = OrchHome(Path(context["home"]))
+    return make_plan(job, inventory, dict.fromkeys(inventory.pods, facts), dataclasses.replace(CONTEXT, **context))
 
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
