@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from pods.transport.base import Process, Result
 from workloads.contract.errors import RemoteError, UnreachableError
@@ -55,7 +56,7 @@ class LocalTransport:
         except OSError as e:
             errors.close()
             raise RemoteError("E-POD-002", f"`{argv[0]}` cannot be started on pod local: {e.strerror}") from e
-        return LocalProcess(process, errors.fileno(), errors)
+        return LocalProcess(process, errors)
 
     def put(self, data: bytes, path: PurePosixPath, *, timeout_s: float, mode: int = 0o600) -> None:
         target = Path(path)
@@ -72,8 +73,8 @@ class LocalTransport:
 
 
 class LocalProcess:
-    def __init__(self, process: subprocess.Popen[bytes], errors_fd: int, keep: object) -> None:
-        self._process, self._errors_fd, self._keep = process, errors_fd, keep
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self._process, self._errors = process, errors
         assert process.stdin is not None and process.stdout is not None
         self._in, self._out = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(self._in, False)
@@ -95,11 +96,11 @@ class LocalProcess:
         return os.read(self._out, CHUNK_BYTES)
 
     def stderr(self) -> str:
-        size = os.fstat(self._errors_fd).st_size
-        return os.pread(self._errors_fd, STDERR_BYTES, max(0, size - STDERR_BYTES)).decode(errors="replace")
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), STDERR_BYTES, max(0, size - STDERR_BYTES)).decode(errors="replace")
 
     def close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
                 stream.close()
         try:
