@@ -1,11 +1,15 @@
-"""`orch doctor` and `orch down`: this machine."""
+"""`orch doctor` and `orch down`."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from orchestrator.cli.shared import Json, emit, home, say
 from workloads.contract.exitcodes import CliExit
+
+DOWN_S = 60.0
 
 
 def doctor(json: Json = False) -> None:
@@ -22,17 +26,26 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(CliExit.LOCAL)
 
 
-def down(json: Json = False) -> None:
-    """Stop this machine's idle Ray and keeper. Refused while a run has not ended."""
-    from pods.keeper.client import KeeperClient, running
+def down(
+    pod: Annotated[
+        str | None, typer.Argument(metavar="POD", help="A pod of the inventory; default: this machine.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Stop the idle Ray and keeper of this machine or of a pod. Refused while a run has not ended there."""
+    from pods.access import find_pod
 
-    if running(home()) is None:
-        reply: dict[str, object] = {"stopped": False}
-        told = "nothing to stop: no keeper runs here"
+    _, found = find_pod(home(), pod or "local")
+    where = f"on pod {pod}" if pod else "here"
+    try:
+        reply = found.call("runs.down", timeout_s=DOWN_S).fields
+    finally:
+        found.close()
+    if reply.get("stopped") is not True:
+        told = f"nothing to stop: no keeper runs {where}"
     else:
-        reply = {k: v for k, v in KeeperClient(home()).down().items() if k != "ok"}
         stayed = reply.get("stayed")
-        told = "the keeper and its Ray have stopped" + (f"; these stayed: {stayed}" if stayed else "")
+        told = f"the keeper and its Ray have stopped {where}" + (f"; these stayed: {stayed}" if stayed else "")
     if json:
         emit({"v": 1, **reply})
     else:

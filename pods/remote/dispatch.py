@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from workloads.contract.errors import OrchError, RemoteError
+from workloads.contract.errors import RemoteError
 from workloads.contract.rundir import OrchHome
 
 MODULES = {
@@ -37,19 +37,16 @@ Operation = Callable[[OrchHome, Mapping[str, Any], bytes], Answer]
 def dispatch(home: OrchHome, op: str, args: Mapping[str, Any], data: bytes) -> Answer:
     """Carry out `<module>.<name>`. Whatever it raises becomes an OrchError."""
     area, _, name = op.partition(".")
-    try:
-        table: Mapping[str, Operation] = importlib.import_module(MODULES[area]).OPERATIONS
-        operation = table[name]
-    except (KeyError, ImportError, AttributeError) as e:
-        raise RemoteError("E-POD-011", f"there is no operation {op!r}", expected="the same version of orch") from e
+    table: Mapping[str, Operation] = importlib.import_module(MODULES[area]).OPERATIONS if area in MODULES else {}
+    operation = table.get(name)
+    if operation is None:
+        raise RemoteError("E-POD-011", f"there is no operation {op!r}", expected="the same version of orch")
     try:
         return operation(home, args, data)
     except OSError as e:
         where = None if e.filename is None else str(e.filename)
         raise RemoteError("E-POD-012", f"{e.strerror or e} ({op})", where=where) from e
     except (KeyError, TypeError, ValueError) as e:
-        if isinstance(e, OrchError):
-            raise
         raise RemoteError("E-POD-013", f"{op} failed: {type(e).__name__}: {e}") from e
 
 
