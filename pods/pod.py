@@ -60,34 +60,39 @@ class LocalPod:
         self.transport.close()
 
 
+class _Ended(UnreachableError):
+    """The process on the pod is gone, or its connection is."""
+
+
 class NeedsPython(RemoteError):
     """The pod has no Python that can run orch's parts."""
 
 
 _FIND = r"""
-H=$1; B=$2; shift 2
-case $H in
-  "") H=$HOME/.orch ;;
-  "~"|"~/"*) H=$HOME${H#"~"} ;;
-esac
+H=$1; B=$2; W=$3
+tilde() { case $1 in "~/"*) printf %s "$HOME${1#"~"}" ;; *) printf %s "$1" ;; esac; }
+H=$(tilde "${H:-$HOME/.orch}"); W=$(tilde "$W")
 D=$H/remote/$B
+[ "$4" = fresh ] && rm -rf "$D" "$D.zip"
 ok() { "$1" -I -S -c 'import sys; sys.exit(not sys.version_info >= (3, 11))' </dev/null >/dev/null 2>&1; }
 P=
 [ -r "$D/python" ] && read -r P <"$D/python"
-if [ -z "$P" ] || ! [ -x "$P" ]; then
+if ! [ -x "$P" ] || { [ -n "$W" ] && [ "$W" != "$P" ]; }; then
   P=
-  for c in "$@" "$H"/python/*/bin/python3 python3.12 python3.11 python3 /usr/local/bin/python3 \
+  for c in "$W" "$H"/python/*/bin/python3 python3.12 python3.11 python3 /usr/local/bin/python3 \
            /opt/conda/bin/python3 "$HOME"/miniconda3/bin/python3; do
     [ -n "$c" ] || continue
     c=$(command -v "$c" 2>/dev/null) || continue
     if ok "$c"; then P=$c; break; fi
   done
+  if [ -n "$P" ] && [ -d "$D" ]; then printf '%s\n' "$P" >"$D/python.$$" && mv -f "$D/python.$$" "$D/python"; fi
 fi
 if [ -z "$P" ]; then printf '\n%s python %s\n' ORCH-NEEDS "$H"; exit 0; fi
 if ! [ -d "$D" ]; then
   if [ -f "$D.zip" ]; then
     mkdir -p "$D.new.$$" && "$P" -I -S -m zipfile -e "$D.zip" "$D.new.$$" && printf '%s\n' "$P" >"$D.new.$$/python" &&
-      { mv "$D.new.$$" "$D" 2>/dev/null || rm -rf "$D.new.$$"; }
+      mv "$D.new.$$" "$D" 2>/dev/null
+    rm -rf "$D.new.$$" "$D/$B.new.$$"
   fi
   [ -d "$D" ] || { printf '\n%s bundle %s\n' ORCH-NEEDS "$H"; exit 0; }
 fi
@@ -119,10 +124,18 @@ class FarPod:
             if self._process is not None:
                 return
             bundle = remote_bundle()
-            for _ in range(2):
-                need = self._start(bundle)
+            fresh = False
+            for _ in range(3):
+                try:
+                    need = self._start(bundle, fresh=fresh)
+                except _Ended:
+                    if fresh:
+                        raise
+                    fresh = True  # what lies there may be what a crash of the machine left of it
+                    continue
                 if need is None:
                     return
+                fresh = False
                 what, home = need
                 if what == "python":
                     raise NeedsPython(
@@ -134,9 +147,18 @@ class FarPod:
                 )
             raise RemoteError("E-POD-021", f"orch's own files cannot be unpacked on pod {self.name}", where=home)
 
-    def _start(self, bundle: Bundle) -> tuple[str, str] | None:
+    def _start(self, bundle: Bundle, *, fresh: bool) -> tuple[str, str] | None:
         """None once it answers; else what it lacks, and where orch's home is there."""
-        argv = ["/bin/sh", "-c", _FIND, "sh", self.root or "", bundle.digest, self.python or ""]
+        argv = [
+            "/bin/sh",
+            "-c",
+            _FIND,
+            "sh",
+            self.root or "",
+            bundle.digest,
+            self.python or "",
+            "fresh" if fresh else "",
+        ]
         self._buffer.clear()
         process = self.transport.start(argv, timeout_s=START_S)
         try:
@@ -175,9 +197,7 @@ class FarPod:
         chunk = process.read(timeout_s=timeout_s)
         if not chunk:
             told = process.stderr().strip().splitlines()
-            raise UnreachableError(
-                "E-POD-024", f"orch's process on pod {self.name} ended", value=told[-1] if told else None
-            )
+            raise _Ended("E-POD-024", f"orch's process on pod {self.name} ended", value=told[-1] if told else None)
         self._buffer += chunk
 
     def _frame(self, process: Process, timeout_s: float) -> tuple[dict[str, Any], bytes]:

@@ -78,6 +78,15 @@ def test_it_is_sent_once_and_known_by_its_hash(pod: FarPod) -> None:
     third.close()
 
 
+def test_what_a_crash_left_of_it_is_made_again(pod: FarPod) -> None:
+    home = pod.home
+    pod.close()
+    for path in (home.path / "remote" / remote_bundle().digest).rglob("*.py"):
+        path.write_bytes(b"")  # as after a power cut before the bytes reached the disk
+    (home.path / "remote" / f"{remote_bundle().digest}.zip").write_bytes(b"PK")
+    assert pod.call("files.digest", {"path": "/etc/hostname"}).fields["size"] > 0
+
+
 def test_every_module_of_the_bundle_imports_without_site_packages(tmp_path: Path) -> None:
     zipped = tmp_path / "x.zip"
     zipped.write_bytes(remote_bundle().data)
