@@ -26,7 +26,7 @@ def source_root() -> Path:
 
 
 @cache
-def _files(root: Path) -> tuple[Path, ...]:
+def tree_files(root: Path) -> tuple[Path, ...]:
     found: list[Path] = []
     for package in PACKAGES:
         for directory, folders, names in os.walk(root / package):
@@ -39,7 +39,7 @@ def _files(root: Path) -> tuple[Path, ...]:
 def tree_hash(root: Path) -> str:
     """16 hex digits over names and contents of every file that travels."""
     digest = hashlib.sha256()
-    for path in _files(root):
+    for path in tree_files(root):
         digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -59,7 +59,7 @@ def ensure_tree(home: OrchHome) -> Path:
     staged = home.trees / f"{STAGED_PREFIX}{target.name}.{os.getpid()}"
     root = source_root()
     try:
-        for path in _files(root):
+        for path in tree_files(root):
             copy = staged / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             shutil.copyfile(path, copy)

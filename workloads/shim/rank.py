@@ -71,9 +71,10 @@ def _run(
 def _with_secrets(order: ShimOrder, run: RunDir) -> ShimOrder:
     """The order to start the rank by, in this memory alone; what orch sets itself is never replaced."""
     try:
-        return replace(order, env={**read_secrets(run), **order.env})
+        secrets = read_secrets(run)
     except (OSError, ValueError) as e:
         raise SpawnError(f"the run's secrets cannot be read: {e}") from e
+    return replace(order, env={**secrets, **order.env}) if secrets else order
 
 
 def _was_oom(ended: Ended, kills_before: int | None) -> bool:
