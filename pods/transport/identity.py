@@ -14,6 +14,7 @@ import os
 import shlex
 import socket
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,10 +50,11 @@ class _Agent(AgentSSH):
 
 @dataclass
 class Credentials:
-    """The keys to offer to one host, in order, and the files that are locked."""
+    """The keys to offer to one host, in order, the files that are locked, and what is wrong with others."""
 
     keys: list[tuple[str, paramiko.PKey]] = field(default_factory=list)
     locked: list[Path] = field(default_factory=list)
+    faults: list[OrchError] = field(default_factory=list)
     agent: _Agent | None = None
 
     def close(self) -> None:
@@ -88,7 +90,7 @@ def _agent(hop: Hop) -> _Agent | None:
     return None  # a variable that outlived its agent
 
 
-def _from_file(pod: str, path: Path, held: dict[bytes, paramiko.PKey], found: Credentials, *, strict: bool) -> None:
+def _from_file(pod: str, path: Path, held: Mapping[bytes, paramiko.PKey], found: Credentials, *, strict: bool) -> None:
     """Adds the key of `path`, or what the agent has of it when it is locked."""
     try:
         _check_mode(pod, path)
@@ -100,9 +102,10 @@ def _from_file(pod: str, path: Path, held: dict[bytes, paramiko.PKey], found: Cr
                 fix=f"ls {shlex.quote(str(path.parent))}   (and correct `identity`)",
             ) from e  # fmt: skip
         return
-    except LocalError:
+    except LocalError as e:
         if strict:
             raise
+        found.faults.append(e)
         return
     except TypeError:  # what the library says of a passphrase
         public = _public_blob(path)
@@ -134,7 +137,7 @@ def _check_mode(pod: str, path: Path) -> None:
 def _public_blob(path: Path) -> bytes:
     with contextlib.suppress(OSError, ValueError, IndexError, paramiko.SSHException):
         words = path.with_name(path.name + ".pub").read_text().split()
-        return paramiko.pkey.PublicBlob.from_string(" ".join(words[:2])).key_blob  # type: ignore[no-any-return]
+        return paramiko.pkey.PublicBlob.from_string(" ".join(words[:2])).key_blob
     return b""
 
 
@@ -165,6 +168,8 @@ def authenticate(pod: str, hop: Hop, transport: paramiko.Transport, offered: Cre
 def _refused(pod: str, hop: Hop, tried: list[str], offered: Credentials) -> OrchError:
     if offered.locked:
         return _locked(pod, offered.locked, tried)
+    if offered.faults:
+        return offered.faults[0]
     login = f"{hop.user}@{hop.host}"
     if not tried:
         return RefusedError(

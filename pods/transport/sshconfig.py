@@ -163,6 +163,16 @@ def _with_includes(lines: list[str], path: Path, depth: int) -> Iterator[str]:
         elif depth < MAX_INCLUDES:
             base = path.parent if path.is_relative_to("/etc") else Path.home() / ".ssh"
             for pattern in shlex.split(rest):
-                for name in sorted(glob.glob(str(base / Path(pattern).expanduser()))):
+                for name in sorted(glob.glob(str(base / Path(pattern).expanduser()))):  # noqa: PTH207  may be absolute
                     yield _read(Path(name), depth + 1)
             yield block
+
+
+def aliases(config_file: Path | None = None) -> list[str]:
+    """The hosts that the user's configuration names without a pattern, in its order. For `orch pods import`."""
+    found: dict[str, None] = {}
+    for line in _read(config_file or Path.home() / ".ssh" / "config", 0).splitlines():
+        word, _, rest = line.strip().replace("=", " ", 1).partition(" ")
+        if word.lower() == "host":
+            found |= dict.fromkeys(n for n in shlex.split(rest, comments=True) if not set(n) & set("*?!"))
+    return list(found)
