@@ -28,9 +28,9 @@ test: setup system-packages lint
 test-long: setup system-packages
 	$(PYTEST) -m "long and not gpu" tests
 
-# Tests that need root on Linux: small disks, memory limits.
+# Three pods on this machine (root on Linux) to try orch on, and a shell that reaches them; gone when it exits.
 lab: setup system-packages
-	$(PYTEST) -m lab tests
+	@$(BIN)/python -m tests.lab
 
 # Tests that need an NVIDIA GPU.
 gpu: setup

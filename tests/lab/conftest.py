@@ -1,0 +1,3 @@
+"""The lab's fixtures for the tests of the lab."""
+
+from tests.lab.fixtures import lab, make_lab  # noqa: F401
