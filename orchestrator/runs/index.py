@@ -1,6 +1,7 @@
 """The list of runs at home: SQLite in WAL mode, a convenience that can be lost.
 
-The directory `runs/` is the truth. The index remembers what a directory listing cannot: runs whose directory is gone.
+The directories `runs/` and `mirror/` are the truth. The index remembers what a listing of them cannot: runs whose
+directory is gone, and on which pod a run lies of which nothing was copied yet.
 A missing, locked, foreign or damaged database never stops a command: rows then come from the directories, the fact is
 said once on stderr, and a damaged database is made anew. Called by `orchestrator.jobs.launch` and by every view.
 """
@@ -12,8 +13,8 @@ import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pods.keeper.runs import run_ids
@@ -21,12 +22,13 @@ from workloads.contract.errors import LocalError
 from workloads.contract.files import try_read_json
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
 
-SCHEMA = 1
+SCHEMA = 2
+LOCAL = "local"
 LOCK_TIMEOUT_S = 0.3
 MAX_TS_S = 1e11  # a later one is no time that can be shown; nor is NaN
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL,"
-    " kind TEXT NOT NULL, pods TEXT NOT NULL) WITHOUT ROWID"
+    " kind TEXT NOT NULL, pods TEXT NOT NULL, pod TEXT NOT NULL DEFAULT '') WITHOUT ROWID"
 )
 Note = Callable[[str], None]
 
@@ -39,28 +41,37 @@ class IndexRow:
     kind: str
     pods: tuple[str, ...]
     present: bool = True  # False: it was here, its directory is gone
+    pod: str = ""  # the inventory's name of the pod where its directory lies; "" for this machine
 
 
 class _Damaged(Exception):
     """The database is not one of ours, or not one at all."""
 
 
-def record(home: OrchHome, run_json: Mapping[str, Any]) -> None:
-    """Remember one run. Never raises: a launch does not fail because a list could not be written."""
-    row = _row(str(run_json.get("run", "")), run_json)
+def record(home: OrchHome, run_json: Mapping[str, Any], pod: str = "") -> None:
+    """Remember one run. Never raises: a launch does not fail because a list could not be written.
+
+    `pod`: where its directory lies, by its name in the inventory; "" for this machine.
+    """
+    row = _row(str(run_json.get("run", "")), run_json, "" if pod == LOCAL else pod)
     if row is not None:
-        with contextlib.suppress(sqlite3.Error, OSError, _Damaged), _open(home) as db:
-            _insert(db, [row])
+        remember(home, [row])
+
+
+def remember(home: OrchHome, rows: Sequence[IndexRow]) -> None:
+    """Remember these rows as they are. Never raises."""
+    with contextlib.suppress(sqlite3.Error, OSError, _Damaged), _open(home) as db:
+        _insert(db, list(rows))
 
 
 def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
     """Every run that is here or was, newest first. What is wrong with the index goes to `note` (default: stderr)."""
     say = note or _say
-    ids = run_ids(home)
+    ids, copies = run_ids(home), copied_ids(home)
     try:
         with _open(home) as db:
             known = {row.run: row for row in _select(db)}
-            new = [row for row in map(home_row(home), sorted(ids - known.keys())) if row is not None]
+            new = [row for row in map(home_row(home), sorted((ids | copies) - known.keys())) if row is not None]
             _insert(db, new)
     except (_Damaged, sqlite3.DatabaseError) as e:
         known, new = {}, []
@@ -75,10 +86,11 @@ def list_runs(home: OrchHome, note: Note | None = None) -> list[IndexRow]:
     except OSError:  # no home yet, or a read-only one: the directories are all there is
         known, new = {}, []
     rows = {row.run: row for row in new}
-    for run in ids | known.keys():
+    for run in ids | copies | known.keys():
         row = rows.get(run) or known.get(run) or home_row(home)(run)
         if row is not None:
-            rows[run] = row if run in ids else IndexRow(row.run, row.name, row.created, row.kind, row.pods, False)
+            here = run in ids
+            rows[run] = replace(row, pod="" if here else row.pod, present=here or row.pod != "")
     return sorted(rows.values(), key=lambda r: (r.created, r.run), reverse=True)
 
 
@@ -90,7 +102,7 @@ def rebuild(home: OrchHome) -> int:
     for suffix in ("", "-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{home.index}{suffix}")  # noqa: PTH108  a suffix on the whole name, not on its extension
-    rows = [row for row in map(home_row(home), sorted(run_ids(home))) if row is not None]
+    rows = [row for row in map(home_row(home), sorted(run_ids(home) | copied_ids(home))) if row is not None]
     try:
         with _open(home) as db:
             _insert(db, rows)
@@ -102,16 +114,36 @@ def rebuild(home: OrchHome) -> int:
     return len(rows)
 
 
+def copied_ids(home: OrchHome) -> set[str]:
+    """Ids of the runs on other machines of which something lies here."""
+    try:
+        return {name for name in os.listdir(home.mirror) if RUN_ID_PATTERN.fullmatch(name)}
+    except OSError:
+        return set()
+
+
 def home_row(home: OrchHome) -> Callable[[str], IndexRow | None]:
     """A reader of one run's `run.json`; a run whose file is unreadable is still listed, by what its id says."""
 
     def read(run: str) -> IndexRow | None:
-        return _row(run, try_read_json(RunDir(home.runs / run).run_json) or {})
+        here = RunDir(home.runs / run)
+        if here.path.is_dir():
+            return _row(run, try_read_json(here.run_json) or {}, "")
+        from orchestrator.runs.mirror import Index
+
+        copy = RunDir(home.mirror / run)
+        index = Index.read(copy)
+        return _row(run, try_read_json(copy.run_json) or {}, index.pod) if index and index.pod else None
 
     return read
 
 
-def _row(run: str, run_json: Mapping[str, Any]) -> IndexRow | None:
+def row_of(run: str, kind: str, created: float | None, pod: str) -> IndexRow | None:
+    """The row of a run that a pod has told of."""
+    return _row(run, {"kind": kind, "created": created}, pod)
+
+
+def _row(run: str, run_json: Mapping[str, Any], pod: str) -> IndexRow | None:
     m = RUN_ID_PATTERN.fullmatch(run)
     if not m:
         return None
@@ -122,7 +154,8 @@ def _row(run: str, run_json: Mapping[str, Any]) -> IndexRow | None:
         m["name"],
         float(created) if isinstance(created, int | float) and 0 < created < MAX_TS_S else _unix(m["utc"]),
         str(run_json.get("kind", "unknown")),
-        tuple(names),
+        tuple(names) or ((pod,) if pod else ()),
+        pod=pod,
     )
 
 
@@ -147,7 +180,10 @@ def _open(home: OrchHome) -> Iterator[sqlite3.Connection]:
     db = sqlite3.connect(home.index, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA):
+        if version == 1:
+            db.execute("ALTER TABLE runs ADD COLUMN pod TEXT NOT NULL DEFAULT ''")
+            db.execute(f"PRAGMA user_version={SCHEMA}")
+        elif version not in (0, SCHEMA):
             raise _Damaged(f"its version is {version}, not {SCHEMA}")
         if version == 0:
             db.execute("PRAGMA journal_mode=WAL")
@@ -161,20 +197,20 @@ def _open(home: OrchHome) -> Iterator[sqlite3.Connection]:
 
 def _select(db: sqlite3.Connection) -> list[IndexRow]:
     found = []
-    for run, name, created, kind, pods in db.execute("SELECT run, name, created, kind, pods FROM runs"):
-        texts = (run, name, kind, pods)  # a torn page can answer with anything
+    for run, name, created, kind, pods, pod in db.execute("SELECT run, name, created, kind, pods, pod FROM runs"):
+        texts = (run, name, kind, pods, pod)  # a torn page can answer with anything
         if not all(isinstance(t, str) for t in texts) or not isinstance(created, float):
             raise _Damaged("it holds rows that are none")
         if RUN_ID_PATTERN.fullmatch(run):
-            found.append(IndexRow(run, name, created, kind, tuple(filter(None, pods.split(",")))))
+            found.append(IndexRow(run, name, created, kind, tuple(filter(None, pods.split(","))), pod=pod))
     return found
 
 
 def _insert(db: sqlite3.Connection, rows: list[IndexRow]) -> None:
     if rows:
-        values = [(r.run, r.name, r.created, r.kind, ",".join(r.pods)) for r in rows]
+        values = [(r.run, r.name, r.created, r.kind, ",".join(r.pods), r.pod) for r in rows]
         db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?)", values)
+        db.executemany("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?)", values)
         db.execute("COMMIT")
 
 

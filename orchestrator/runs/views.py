@@ -1,20 +1,20 @@
 """What is known of a run at one moment, read from its directory and nothing else.
 
 `snapshot` reads files, asks /proc whether a process lives, and computes the words that no file holds ("running,
-unsupervised since ..."). It writes nothing, locks nothing and waits for nothing. Used by status, follow, halt and dump.
+unsupervised since ..."). Of a run on another machine it reads the copy, and takes what only that machine can say from
+a `Sight`. It writes nothing, locks nothing and waits for nothing. Used by status, follow, halt and dump.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runs.health import Verdict, judge
 from orchestrator.runs.reading import record_of
-from orchestrator.runs.render import brief, one_line
+from orchestrator.runs.render import brief, clock
 from workloads.contract.beats import Beat, BeatReader
-from workloads.contract.errors import OrchError
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId, boot_id
 from workloads.contract.records import RankRecord, Status
@@ -25,6 +25,33 @@ BEATS_TAIL_BYTES = 32 << 10
 MAX_RANKS = 4096
 _STATES = frozenset(RunState)
 NOT_STARTED = "submitted; the supervisor has not started yet"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the machine of a run said of it, and when: for a run that is looked at from elsewhere."""
+
+    pod: str
+    path: str  # of the run directory there, for people
+    seen: float  # Unix seconds of this machine
+    here_now: float
+    reachable: bool | None  # None: it was not asked
+    missing: bool  # it was asked, and has no such run any more
+    observed: dict[str, Any]
+
+    @property
+    def words(self) -> str:
+        """What has to be said beside the state; empty when the pod was asked just now."""
+        last = clock(self.seen) if self.seen else "never"
+        if self.missing:
+            return f"gone from pod {self.pod}; copy of {last}"
+        if self.reachable is None:
+            return f"from the copy of {last}"
+        return "" if self.reachable else f"pod {self.pod} unreachable {brief(self.age_s)}; last seen {last}"
+
+    @property
+    def age_s(self) -> float | None:
+        return max(self.here_now - self.seen, 0.0) if self.seen else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +82,7 @@ class RunView:
     asleep: str | None  # before the first status: what the keeper is doing
     halt_asked: bool
     checkpoint: int | None  # step of the newest checkpoint that has a manifest (not verified here)
+    sight: Sight | None = None  # None: the run lies on this machine
 
     @property
     def name(self) -> str:
@@ -76,11 +104,18 @@ class RunView:
         return self.status.reason
 
     @property
+    def over(self) -> bool:
+        """It has ended, and that is no old news: a copy may tell of an end after which the run was resumed."""
+        return self.ended and (self.sight is None or self.sight.reachable is True)
+
+    @property
     def words(self) -> str:
         """The state with what a file alone cannot say."""
-        if self.status is None or self.ended or self.supervised:
-            return self.state
-        return f"{self.state}, unsupervised {brief(self.now - self.status.ts)}"
+        told = self.state
+        if self.status is not None and not self.ended and not self.supervised:
+            told += f", unsupervised {brief(self.now - self.status.ts)}"
+        beside = self.sight.words if self.sight else ""
+        return f"{told} ({beside})" if beside else told
 
     @property
     def attempt(self) -> int | None:
@@ -144,7 +179,13 @@ class RunView:
             "pods": self.pods,
             "last_beat_age_s": None if self.last_beat_age_s is None else round(self.last_beat_age_s, 3),
             "exit_codes": self.exit_codes,
+            "pod_reachable": True if self.sight is None else self.sight.reachable,
+            "seen_age_s": 0.0 if self.sight is None else _rounded(self.sight.age_s),
         }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _finite(value: Any) -> Any:
@@ -158,23 +199,34 @@ def home_of(run: RunDir) -> OrchHome:
     return OrchHome(run.path.parents[1])
 
 
-def snapshot(run: RunDir, now: float) -> RunView:
-    """Everything known of `run` at Unix time `now`. Torn, missing and foreign files count as absent."""
+def snapshot(run: RunDir, now: float, sight: Sight | None = None) -> RunView:
+    """Everything known of `run` at Unix time `now`. Torn, missing and foreign files count as absent.
+
+    With a `sight`, `run` is a copy and `now` a moment of the clock of the machine where the run lies.
+    """
     info = try_read_json(run.run_json) or {}
     status = read_status(run)
     attempt = status.attempt if status else _newest_attempt(run)
     world = world_size_of(info)
     pod_of = _pods_by_rank(info)
+    eyes = _here if sight is None else _there(sight)
+    ranks = tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now, eyes) for k in range(world)) if attempt else ()
+    if sight is None:
+        supervised = _lives(status.supervisor if status else None)
+        asleep = _keeper_words(run, now) if status is None else None
+    else:
+        supervised, asleep = sight.observed.get("supervised") is True, sight.observed.get("asleep")
     return RunView(
         run=run,
         now=now,
         info=info,
         status=status,
-        ranks=tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now) for k in range(world)) if attempt else (),
-        supervised=_lives(status.supervisor if status else None),
-        asleep=_keeper_words(run, now) if status is None else None,
+        ranks=ranks,
+        supervised=supervised,
+        asleep=asleep,
         halt_asked=run.halt.is_file() and not run.halt.is_symlink(),
         checkpoint=newest_checkpoint(run),
+        sight=sight,
     )
 
 
@@ -214,10 +266,14 @@ def _pods(info: dict[str, Any]) -> list[dict[str, Any]]:
     return [p for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
 
 
-def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float) -> RankView:
+_Eyes = Callable[[RankRecord | None], tuple[bool | None, bool]]
+"""Whether the very process of a rank lives (None: that cannot be told), and whether it is in state T."""
+
+
+def _rank(run: RunDir, attempt: int, rank: int, pod: str, now: float, eyes: _Eyes) -> RankView:
     record = read_record(run, attempt, rank)
     beats = tuple(b for b in tail_beats(run, rank) if b.attempt == attempt)
-    alive, frozen = _process(record)
+    alive, frozen = eyes(record)
     return RankView(rank, pod, judge(record, alive, beats, now, frozen=frozen), record, beats)
 
 
@@ -232,14 +288,24 @@ def tail_beats(run: RunDir, rank: int, keep_bytes: int = BEATS_TAIL_BYTES) -> li
     return reader.read()
 
 
-def _process(record: RankRecord | None) -> tuple[bool | None, bool]:
-    """Whether the rank's very process lives (None: this machine cannot tell), and whether it is in state T."""
+def _here(record: RankRecord | None) -> tuple[bool | None, bool]:
     if record is None or record.pid is None or record.start_time is None or record.ended is not None:
         return None, False
     if record.boot_id != boot_id() and record.pod != "local":
         return None, False  # another machine's process: only that machine can say
     state = ProcId(record.pid, record.start_time, record.boot_id).state()
     return state is not None, state in ("T", "t")
+
+
+def _there(sight: Sight) -> _Eyes:
+    alive, frozen = sight.observed.get("alive") or {}, sight.observed.get("frozen") or []
+
+    def look(record: RankRecord | None) -> tuple[bool | None, bool]:
+        if record is None or record.ended is not None:
+            return None, False
+        return alive.get(str(record.rank)), record.rank in frozen
+
+    return look
 
 
 def _lives(supervisor: dict[str, Any] | None) -> bool:
@@ -253,24 +319,9 @@ def _lives(supervisor: dict[str, Any] | None) -> bool:
 
 
 def _keeper_words(run: RunDir, now: float) -> str:
-    """What the keeper is doing for a run that has no supervisor yet, and what went wrong with it."""
-    from pods.keeper.client import KeeperClient, running
+    from pods.remote.observe import keeper_words
 
-    home = home_of(run)
-    if running(home) is None:
-        return "no keeper runs on this machine"
-    try:
-        ray = KeeperClient(home).ray()
-    except OrchError:
-        ray = {}  # it has just started, or is busy
-    if ray.get("state") == "failed":
-        return f"Ray does not start: {one_line(str(ray.get('error', '')))}; the keeper tries again"
-    sent = try_read_json(run.submissions) or {}
-    if sent.get("error"):
-        return f"submission {sent.get('n')} failed: {one_line(str(sent['error']))}; the keeper tries again"
-    if isinstance(sent.get("ts"), int | float):
-        return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
-    return "the keeper is starting Ray for it"
+    return keeper_words(home_of(run), run, now)
 
 
 def newest_checkpoint(run: RunDir) -> int | None:

@@ -76,7 +76,7 @@ def wait_ack(request: Path, *, timeout_s: float, poll_s: float = 0.1) -> Ack | N
     while True:
         row = try_read_json(path)
         if row is not None:
-            return _ack(row)
+            return ack_of(row)
         left = deadline - time.monotonic()
         if left <= 0:
             return None
@@ -151,7 +151,7 @@ def _refuse_lost_code(run: RunDir) -> None:
         )  # fmt: skip
 
 
-def _ack(row: dict[str, Any]) -> Ack:
+def ack_of(row: dict[str, Any]) -> Ack:
     """Whatever was in the file, it is an answer: a field of another type is left at its default."""
     ts, data = row.get("ts"), row.get("data")
     return Ack(

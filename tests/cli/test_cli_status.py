@@ -27,6 +27,8 @@ KEYS = [
     "pods",
     "last_beat_age_s",
     "exit_codes",
+    "pod_reachable",
+    "seen_age_s",
 ]
 
 
