@@ -55,7 +55,8 @@ def _usage(error: Any, verb: str | None) -> UsageError:
         )  # fmt: skip
     if m := re.match(r"""No such command (['"])(.*?)\1""", message, re.DOTALL):
         commands = list(getattr(ctx.command, "commands", {})) if ctx is not None else []
-        return UsageError("E-CLI-001", f"orch has no command {m[2]!r}", did_you_mean=_nearest(m[2], commands), fix=fix)
+        near = _nearest(m[2], commands)
+        return UsageError("E-CLI-001", f"{path} has no command {m[2]!r}", did_you_mean=near, fix=fix)
     if kind == "MissingParameter":
         return UsageError("E-CLI-003", f"{path} needs {_parameter(error)}", where=path, fix=fix)
     code = "E-CLI-004" if kind == "BadParameter" else "E-CLI-005"

@@ -1,4 +1,4 @@
-"""What the shell offers after TAB for RUN and JOB. Never prints, never fails: a broken completion spoils a prompt."""
+"""What the shell offers after TAB for RUN, JOB and POD. Never prints, never fails: that would spoil a prompt."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def complete_jobs(incomplete: str) -> list[str]:
     except OSError:
         files = []
     return [w for w in [*recipes(), *files] if w.startswith(incomplete)][:MAX_OFFERED]
+
+
+def complete_pods(incomplete: str) -> list[str]:
+    """Names of the inventory."""
+    from pods.inventory import load_inventory
+    from workloads.contract.errors import OrchError
+    from workloads.contract.rundir import OrchHome
+
+    try:
+        names = list(load_inventory(OrchHome.from_env()).pods)
+    except OrchError:
+        return []
+    return [n for n in names if n.startswith(incomplete)][:MAX_OFFERED]

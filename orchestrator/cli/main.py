@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import control, launch, look, machine
+from orchestrator.cli import control, launch, look, machine, pods
 from orchestrator.cli.blocks import block_of, is_usage_error
 from workloads.contract.errors import OrchError
 from workloads.contract.exitcodes import CliExit
@@ -45,6 +45,7 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for command in COMMANDS:
         app.command(command.__name__)(command)
+    app.add_typer(pods.build(), name="pods")
     return app
 
 
@@ -88,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_command(args: list[str]) -> tuple[list[str], list[str] | None]:
-    """(orch's own words, the user's command): for `launch`, all after the first `--` is the user's, whole."""
-    if _verb(args) != "launch" or "--" not in args:
+    """(orch's own words, the user's command): where a command may follow, all after the first `--` is that, whole."""
+    words = [a for a in args[: args.index("--")] if not a.startswith("-")] if "--" in args else []
+    if words[:1] != ["launch"] and words[:2] not in (["pods", "exec"], ["pods", "ssh"]):
         return args, None
     at = args.index("--")
     return args[:at], args[at + 1 :]

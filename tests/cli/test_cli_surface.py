@@ -22,11 +22,19 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "surface.json"
 HEAVY = ("torch", "ray", "datasets", "paramiko", "fabric", "pydantic", "numpy", "rich", "sqlite3", "yaml")
 
 
+def leaves(group: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every command that does something, `pods add` among them."""
+    found = []
+    for name, command in group.commands.items():
+        found += leaves(command, f"{prefix}{name} ") if hasattr(command, "commands") else [(prefix + name, command)]
+    return found
+
+
 def surface(status_keys: list[str]) -> dict[str, Any]:
     root: Any = typer.main.get_command(build())
     commands = {
         name: sorted(o for p in command.params for o in (p.opts if p.param_type_name == "option" else [f"<{p.name}>"]))
-        for name, command in root.commands.items()
+        for name, command in leaves(root)
     }
     return {
         "commands": commands,
