@@ -110,10 +110,9 @@ class Lab:
     @staticmethod
     def _end_processes_in(net: Net) -> None:
         """What was left running on the laptop: a keeper, a follower. The holder itself goes after."""
-        inode = os.stat(net.namespace("net")).st_ino
         for pid in _pids():
             with suppress(OSError):
-                if pid not in (net.pid, os.getpid()) and os.stat(f"/proc/{pid}/ns/net").st_ino == inode:
+                if pid not in (net.pid, os.getpid()) and os.stat(f"/proc/{pid}/ns/net").st_ino == net.inode:
                     os.kill(pid, signal.SIGKILL)
 
     def __exit__(self, *exc: object) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.lab.need import LabUnavailable
 
 HOLDER_WAIT_S = 5.0
 SUBNET = "10.231.77"
 CLONE_NEWNET = 0x40000000
+RELAY = Path(__file__).with_name("relay.py")
 
 
 def call(argv: Sequence[str], *, timeout_s: float = 20.0, stdin: str = "") -> str:
@@ -34,8 +37,8 @@ class Holder:
     def __init__(self, *kinds: str, env: dict[str, str]) -> None:
         argv = ["unshare", *kinds, "sh", "-c", "echo ready; exec cat >/dev/null"]
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
-        )
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True
+        )  # in a session of its own: Ctrl-C is for the test process, which then tidies up
         self.pid = self._process.pid
         assert self._process.stdout is not None and self._process.stderr is not None
         if self._process.stdout.readline() != b"ready\n":
@@ -63,6 +66,7 @@ class Net(Holder):
 
     def __init__(self, *, env: dict[str, str]) -> None:
         super().__init__("--net", env=env)
+        self.inode = os.stat(self.namespace("net")).st_ino
         self.run("ip", "link", "set", "lo", "up")
 
     def run(self, *argv: str) -> str:
@@ -165,8 +169,38 @@ class Cable:
     @contextmanager
     def lossy(self, share: float = 0.02) -> Iterator[None]:
         """Each packet is lost with this probability, either way."""
-        with self.filtered(f"numgen random mod 10000 < {round(share * 10000)} drop"):
+        with self.filtered(f"numgen random mod 10000 < {round(share * 10000)} counter drop"):
             yield
+
+    @contextmanager
+    def far(self, delay_s: float = 0.04, loss: float = 0.0) -> Iterator[None]:
+        """Each packet takes `delay_s` each way and may be lost; by a process, since kernels often lack netem."""
+        relay = subprocess.Popen(
+            self.switch.within([os.path.realpath(sys.executable), "-I", "-S", str(RELAY), str(delay_s), str(loss)]),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert relay.stdin is not None and relay.stdout is not None
+            if relay.stdout.readline() != b"ready\n":
+                raise LabUnavailable("no TAP devices here")
+            taps = [f"tap{i}{relay.pid}" for i in (0, 1)]
+            self._by_way_of(*taps, pid=relay.pid)
+            yield
+        finally:
+            with suppress(RuntimeError):
+                self.switch.run("ip", "link", "set", self.port, "master", "br0")
+            relay.kill()
+            relay.communicate()
+            with suppress(RuntimeError):
+                self.switch.run("ip", "link", "del", f"way{relay.pid}")
+
+    def _by_way_of(self, near: str, far: str, *, pid: int) -> None:
+        """switch - near | relay | far - cable"""
+        way = f"way{pid}"
+        self.switch.run("ip", "link", "add", way, "type", "bridge")
+        for device, bridge in ((near, "br0"), (far, way), (self.port, way)):
+            self.switch.run("ip", "link", "set", device, "master", bridge, "up")
+        self.switch.run("ip", "link", "set", way, "up")
 
     @contextmanager
     def reset(self, port: int) -> Iterator[None]:

@@ -222,6 +222,11 @@ class LabPod:
             yield
 
     @contextmanager
+    def far(self, delay_s: float = 0.04, loss: float = 0.0) -> Iterator[None]:
+        with self.cable.far(delay_s, loss):
+            yield
+
+    @contextmanager
     def reset(self) -> Iterator[None]:
         with self.cable.reset(self.options.port):
             yield
