@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pods import facts
+from pods.facts import gpus as gpus_module
 from pods.facts import Gpu, local_facts, parse_cpu_max, parse_meminfo, parse_nvidia_smi
 from pods.transport.base import Result
 from pods.transport.local import LocalTransport
@@ -18,7 +18,7 @@ H200 = "0, GPU-6b1f0e6a-95b1-1d0c-7f0c-0e7d5c6e1a11, NVIDIA H200, 143771, 4\n"
 
 
 def smi(stdout: str = "", code: int = 0, stderr: str = "") -> Result:
-    return Result(facts.NVIDIA_SMI, code, stdout, stderr)
+    return Result(gpus_module.NVIDIA_SMI, code, stdout, stderr)
 
 
 def test_one_gpu() -> None:
@@ -75,15 +75,15 @@ def fake_nvidia_smi(folder: Path, body: str) -> None:
 def test_a_fake_nvidia_smi_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvidia_smi(tmp_path / "bin", f"printf '{H200.strip()}\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    gpus, error = facts.gpus_of(LocalTransport())
+    gpus, error = gpus_module.gpus_of(LocalTransport())
     assert [g.name for g in gpus] == ["NVIDIA H200"] and error is None
 
 
 def test_a_hung_nvidia_smi_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvidia_smi(tmp_path / "bin", "exec sleep 30")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(facts, "NVIDIA_SMI_TIMEOUT_S", 0.2)
-    gpus, error = facts.gpus_of(LocalTransport())
+    monkeypatch.setattr(gpus_module, "NVIDIA_SMI_TIMEOUT_S", 0.2)
+    gpus, error = gpus_module.gpus_of(LocalTransport())
     assert gpus == () and "did not answer" in (error or "")
 
 
@@ -103,7 +103,7 @@ def test_local_transport(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError):
         pod.run(["sleep", "5"], timeout_s=0.1)
     target = tmp_path / "a" / "b"
-    pod.put(b"data", target)
+    pod.put(b"data", PurePosixPath(target), timeout_s=5)
     with pod.open(target) as f:
         assert f.read() == b"data"
     assert target.stat().st_mode & 0o777 == 0o600
