@@ -25,22 +25,23 @@ def file_of(home: OrchHome, ident: str, suffix: str) -> Path:
 
 
 def keep(home: OrchHome, ident: str, entries: Sequence[Entry], *, whole: bool) -> None:
+    """Write the snapshot down: as one that is here, or as one on its way."""
     path = file_of(home, ident, ".json" if whole else ".offer")
-    if not path.exists():
+    if read(path) != entries:
         atomic_write_json(path, {"v": 1, "rows": to_rows(entries)}, durable=whole)
     if whole:
         file_of(home, ident, ".offer").unlink(missing_ok=True)
 
 
 def load(home: OrchHome, ident: str, *, offered: bool = False) -> tuple[Entry, ...] | None:
-    """The rows of a snapshot that is here; this counts as a use of it. One that is torn is removed."""
-    for suffix in (".json", ".offer") if offered else (".json",):
+    """The rows of a snapshot that is here, or was offered; this counts as a use of it. None also for a torn file."""
+    for suffix in (".offer", ".json") if offered else (".json",):  # it becomes .json before .offer goes
         path = file_of(home, ident, suffix)
         entries = read(path)
         if entries is not None and snapshot_id(entries) == ident:
-            os.utime(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
             return entries
-        path.unlink(missing_ok=True)
     return None
 
 
