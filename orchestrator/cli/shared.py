@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.complete import complete_jobs, complete_runs
 from workloads.contract.errors import UsageError, escape
 from workloads.contract.rundir import OrchHome
+
+if TYPE_CHECKING:
+    from orchestrator.runs.source import Source
 
 RUN_HELP = "A run: its id, the beginning of one, its name (the newest run), or `latest`."
 
@@ -34,7 +37,9 @@ def home() -> OrchHome:
 
 def emit(document: dict[str, Any]) -> None:
     """The one document of a command under `--json`."""
-    print(json.dumps(document, allow_nan=False, ensure_ascii=True))
+    from orchestrator.runs.render import redacted
+
+    print(json.dumps(redacted(document), allow_nan=False, ensure_ascii=True))
 
 
 def whole(text: str, option: str) -> int:
@@ -67,6 +72,60 @@ def operator() -> str:
     except (KeyError, OSError):  # a uid without a name, as in many containers
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def open_source(ref: str) -> Source:
+    """The run that `ref` names, and its secrets hidden from all that is shown from now on. Nothing is asked yet."""
+    from orchestrator.runs.source import resolve
+
+    source = resolve(home(), ref)
+    if not source.far:
+        protect(source)
+    return source
+
+
+def protect(source: Source) -> None:
+    """Hide the secrets of a run from what this command shows."""
+    from orchestrator.runs.redact import redactor
+    from orchestrator.runs.render import hide
+    from orchestrator.runs.views import secret_names
+
+    if source.far and not secret_names(source.run):
+        return
+    values = source.secrets()
+    if values:
+        hide(redactor(values))
+
+
+def look_at(source: Source, *, cached: bool = False) -> None:
+    """Ask the pod of a run how it stands. Where it cannot be asked, its copy is shown and that is told on stderr."""
+    from orchestrator.runs.render import one_line
+    from orchestrator.runs.source import fetch
+    from workloads.contract.errors import OrchError
+
+    if cached or not source.far:
+        return
+    try:
+        fetch(source)
+    except OrchError as e:
+        sight = source.view().sight
+        if sight is None or not sight.seen:
+            raise
+        hint(f"note: {one_line(e.what)}" + (f"; fix: {one_line(e.fix)}" if e.fix else ""))
+    protect(source)
+
+
+def wake_where_asleep(source: Source) -> None:
+    """As `wake_if_asleep`, where the run lies."""
+    from workloads.contract.errors import OrchError
+
+    if not source.far:
+        wake_if_asleep()
+    elif not source.is_awake():
+        try:
+            source.wake()
+        except OrchError as e:
+            hint(f"note: the keeper on pod {source.pod} could not be woken: {e.what}")
 
 
 def wake_if_asleep() -> None:

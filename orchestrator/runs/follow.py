@@ -1,11 +1,12 @@
 """Following one run to its end, and waiting until a halted one has stopped.
 
-Both are bounded readers of the run directory (`waiting.watch`); cutting them off changes nothing for the run. Called by
+Both are bounded readers of a run (`waiting.watch`); cutting them off changes nothing for it. Called by
 `orch launch --follow` and `orch halt`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,11 @@ from orchestrator.runs.health import outcome
 from orchestrator.runs.logs import last_lines
 from orchestrator.runs.reading import record_of
 from orchestrator.runs.render import harmless
-from orchestrator.runs.views import RankView, RunView, first_dead, snapshot
+from orchestrator.runs.source import Source, as_source, fetch
+from orchestrator.runs.views import RankView, RunView, first_dead
 from orchestrator.runs.waiting import Live, last_seq, watch
+from pods.remote.runfiles import name_in
+from workloads.contract.errors import OrchError
 from workloads.contract.exitcodes import CliExit
 from workloads.contract.files import try_read_json
 from workloads.contract.records import HaltAck, HaltClocks
@@ -32,11 +36,23 @@ EXIT_OF = {
 }
 
 
-def follow(run: RunDir, live: Live) -> RunView:
+def follow(run: RunDir | Source, live: Live) -> RunView:
     """Tell what happens until the run has ended; its last view."""
-    view = next(view for view in watch(run, live) if view.ended)
+    view = next(view for view in watch(run, live) if view.over)
     live.line("")
+    _fetch_last(as_source(run), view)
     return view
+
+
+def _fetch_last(source: Source, view: RunView) -> None:
+    """Of a run on a pod: what the words about its end are made from. Without it less is said."""
+    rank = first_dead(view.ranks)
+    extra: dict[str, int | None] = {name_in(source.run, source.run.training_csv): None}
+    if rank is not None:
+        extra[name_in(source.run, source.run.rank_log(rank.rank))] = DEAD_RANK_LINES
+    if source.far:
+        with contextlib.suppress(OrchError):
+            fetch(source, "status", extra)
 
 
 def exit_code(view: RunView) -> CliExit:
@@ -116,14 +132,14 @@ def halt_limit_s(view: RunView, *, now: bool) -> float:
     return term_s + (clocks.kill_s - clocks.term_s) + VERDICT_S
 
 
-def wait_stopped(run: RunDir, live: Live, *, limit_s: float) -> Stopped:
+def wait_stopped(run: RunDir | Source, live: Live, *, limit_s: float) -> Stopped:
     """Until the run has ended, or all its ranks have and nobody is there to say so, or `limit_s` is over."""
     deadline = time.monotonic() + limit_s
     quiet_since: float | None = None
-    for view in watch(run, live, seen=last_seq(run)):
+    for view in watch(run, live, seen=last_seq(as_source(run).run)):
         now = time.monotonic()
-        if view.ended or now > deadline:
-            return Stopped(view, view.ended, not view.ended and not _all_ended(view), _acks(view))
+        if view.over or now > deadline:
+            return Stopped(view, view.over, not view.over and not _all_ended(view), _acks(view))
         if not _all_ended(view) or view.supervised:
             quiet_since = None
         elif quiet_since is None:
@@ -133,9 +149,9 @@ def wait_stopped(run: RunDir, live: Live, *, limit_s: float) -> Stopped:
     raise AssertionError("watch never ends")
 
 
-def not_waited(run: RunDir) -> Stopped:
+def not_waited(run: RunDir | Source) -> Stopped:
     """How it stands now: for a run that had ended before, or that was only asked."""
-    view = snapshot(run, time.time())
+    view = as_source(run).view()
     return Stopped(view, view.ended, False, _acks(view), waited=False)
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from orchestrator.runs.logs import LogReader, error_blocks, iter_lines, last_lines, lines_before, log_ranks, tail_offset
-from orchestrator.runs.render import decode, harmless
+from orchestrator.runs.render import decode, harmless, moment, one_line
 from orchestrator.runs.since import parse_since, start_of
-from orchestrator.runs.views import RunView, home_of, snapshot
-from orchestrator.runs.waiting import Waker
-from workloads.contract.errors import UsageError
+from orchestrator.runs.source import FAR_POLL_S, ONWARD, Contact, FarSource, Source, as_source, fetch
+from orchestrator.runs.views import RunView
+from orchestrator.runs.waiting import waker_of
+from pods.remote.runfiles import name_in
+from workloads.contract.errors import OrchError, UsageError
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import RankHealth
 
@@ -26,42 +28,83 @@ DEAD_RANK_LINES = 30
 JSON_LINES = 10_000
 
 
+Note = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which lines of which ranks. `starts`: rank to the byte offset where it begins."""
 
-    run: RunDir
+    source: Source
     starts: dict[int, int]
     lines: int | None
     raw: bool
 
+    @property
+    def run(self) -> RunDir:
+        return self.source.run
+
     @classmethod
     def of(
         cls,
-        run: RunDir,
+        run: RunDir | Source,
         *,
         ranks: Sequence[int] | None,
         since: str | None,
         lines: int | None,
         raw: bool,
-        note: Callable[[str], None],
+        note: Note,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> Selection:
-        """UsageError for a rank that the run does not have or a time that is none."""
-        view = snapshot(run, time.time())
+        """UsageError for a rank that the run does not have or a time that is none.
+
+        Of a run on a pod what is needed is fetched first: the last lines alone with `lines`, else whole logs. When that
+        cannot be done, what was fetched before is shown, and `note` says so.
+        """
+        source = as_source(run)
+        _fetch(source, {}, note)
+        view = source.view()
         chosen = _ranks(view, ranks)
-        starts = dict.fromkeys(chosen, 0)
+        moment = parse_since(since, view.now) if since is not None else None
+        extra: dict[str, int | None] = {
+            name_in(source.run, source.run.rank_log(k)): None if since is not None else lines for k in chosen
+        }
         if since is not None:
-            moment = parse_since(since, time.time())
+            extra |= {name_in(source.run, source.run.heartbeat(k)): None for k in chosen}
+        _fetch(source, extra, note, on_bytes)
+        starts = {k: source.floor(source.run.rank_log(k)) for k in chosen}
+        if since is not None:
             for rank in chosen:
-                starts[rank], told = start_of(run, rank, moment, view.attempt or 1)
+                at, told = start_of(source.run, rank, moment, view.attempt or 1)
+                starts[rank] = max(starts[rank], at)
                 if told:
                     note(f"note: {told}")
         if lines is not None:
-            starts = {k: max(at, tail_offset(run.rank_log(k), lines)) for k, at in starts.items()}
-        return cls(run, starts, lines, raw)
+            starts = {k: max(at, tail_offset(source.run.rank_log(k), lines)) for k, at in starts.items()}
+        elif any(starts[k] and starts[k] == source.floor(source.run.rank_log(k)) for k in chosen):
+            note("note: the beginning of the log is not in the copy here")
+        return cls(source, starts, lines, raw)
 
     def prefix(self, rank: int) -> str:
         return f"[rank {rank}] " if len(self.starts) > 1 else ""
+
+    def names(self) -> dict[str, int | None]:
+        """The logs, as they are asked for while following: what comes after that which is here."""
+        return {name_in(self.run, self.run.rank_log(k)): ONWARD for k in self.starts}
+
+
+def _fetch(
+    source: Source, extra: dict[str, int | None], note: Note, on_bytes: Callable[[int], None] | None = None
+) -> None:
+    if not isinstance(source, FarSource) or source.reachable is False:
+        return  # nothing to fetch; or that it cannot be was told a moment ago
+    try:
+        fetch(source, "status", extra, on_bytes)
+    except OrchError as e:
+        sight = source.view().sight
+        if sight is None or not sight.seen:
+            raise
+        note(f"note: {one_line(e.what)}; shown is {('the copy of ' + moment(sight.seen)) if sight.seen else 'nothing'}")
 
 
 def _ranks(view: RunView, wanted: Sequence[int] | None) -> list[int]:
@@ -77,7 +120,7 @@ def _ranks(view: RunView, wanted: Sequence[int] | None) -> list[int]:
 
 
 def print_logs(chosen: Selection) -> None:
-    """What is there now."""
+    """What is here now."""
     printer = _Printer(chosen)
     for rank, start in chosen.starts.items():
         for line in iter_lines(chosen.run.rank_log(rank), start):
@@ -87,17 +130,23 @@ def print_logs(chosen: Selection) -> None:
 
 def follow_logs(chosen: Selection) -> None:
     """What is there and what comes, until the run has ended and everything was shown."""
-    printer = _Printer(chosen)
+
+    def say(text: str) -> None:
+        print(text.strip(), file=sys.stderr)
+
+    printer, source = _Printer(chosen), chosen.source
     readers = {k: LogReader(chosen.run.rank_log(k), offset=at) for k, at in chosen.starts.items()}
-    waker = Waker(home_of(chosen.run))
+    waker, contact = waker_of(source), Contact(source, say)
     while True:
-        view = snapshot(chosen.run, time.time())  # before reading: what is written before the end is then read
+        more = contact.refresh("status", chosen.names())
+        view = source.view()  # before reading: what is written before the end is then read
         _show_new(printer, readers, final=False)
-        if view.ended:
+        if view.over and not more:
             _show_new(printer, readers, final=True)
             return
-        waker.look(view.supervised, time.monotonic(), lambda text: print(text.strip(), file=sys.stderr))
-        time.sleep(POLL_S)
+        waker.look(view.supervised, time.monotonic(), say)
+        if not more:
+            time.sleep(FAR_POLL_S if source.far else POLL_S)
 
 
 def _show_new(printer: _Printer, readers: dict[int, LogReader], *, final: bool) -> None:
@@ -147,10 +196,10 @@ def _errors(chosen: Selection) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for rank, start in chosen.starts.items():
         path = chosen.run.rank_log(rank)
-        skipped = lines_before(path, start)
+        skipped = lines_before(path, start) if not chosen.source.floor(path) else 0
         for b in error_blocks(decode(line) for line in iter_lines(path, start)):
             entries.append({"rank": rank, "line": skipped + b.line, "why": None, "lines": list(b.lines)})
-    for view in snapshot(chosen.run, time.time()).ranks:
+    for view in chosen.source.view().ranks:
         if view.health is RankHealth.DEAD and view.rank in chosen.starts:
             lines = last_lines(chosen.run.rank_log(view.rank), DEAD_RANK_LINES)
             entries.append({"rank": view.rank, "line": None, "why": view.verdict.why, "lines": lines})

@@ -11,19 +11,43 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 # C0 and C1 controls (ESC among them), bidirectional controls, line separators, stray surrogates
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
+_redact: list[Callable[[str], str]] = []
+
+
+def hide(redact: Callable[[str], str]) -> None:
+    """From now on, `redact` what this process shows (`orchestrator.runs.redact.redactor`): the one hook for secrets."""
+    _redact.append(redact)
+
+
+def redacted(value: Any) -> Any:
+    """Texts in a JSON document, or one text, without what was hidden."""
+    if not _redact or value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {k: redacted(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(v) for v in value]
+    text = str(value)
+    for redact in _redact:
+        text = redact(text)
+    return text
+
+
 def harmless(text: str) -> str:
-    """`text` with newline and tab kept and every other control character written as an escape.
+    """`text` with newline and tab kept and every other control character written as an escape; secrets hidden.
 
     A carriage return (progress bars) becomes a newline: nothing that was printed can be overwritten on the screen.
     """
+    if _redact:
+        text = redacted(text)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _HARMFUL.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode(), text)
 

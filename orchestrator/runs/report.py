@@ -87,8 +87,14 @@ def _head(v: RunView) -> list[str]:
         facts.append(("behind", ", ".join(v.status.behind)))
     if v.halt_asked and not v.ended:
         facts.append(("halt", "asked for"))
-    facts += [("directory", str(v.run.path)), ("logs", str(v.run.logs))]
+    facts += _places(v)
     return [line for line in lines if line] + [f"  {k:<11} {one_line(text)}" for k, text in facts]
+
+
+def _places(v: RunView) -> list[tuple[str, str]]:
+    if v.sight is None:
+        return [("directory", str(v.run.path)), ("logs", str(v.run.logs))]
+    return [("directory", v.sight.path), ("copy", str(v.run.path))]
 
 
 def _ranks(v: RunView) -> list[str]:
@@ -200,8 +206,9 @@ def ending(view: RunView, took_s: float | None) -> list[str]:
     if loss is not None:
         facts.append(("loss", f"{_rounded(loss[0])} -> {_rounded(loss[1])}"))
     if view.checkpoint is not None:
-        facts.append(("checkpoint", str(view.run.checkpoint(view.checkpoint))))
-    facts += [("directory", str(view.run.path)), ("logs", str(view.run.logs))]
+        at = str(view.run.checkpoint(view.checkpoint).relative_to(view.run.path))
+        facts.append(("checkpoint", f"{view.sight.path if view.sight else view.run.path}/{at}"))
+    facts += _places(view)
     lines += [f"  {k:<11} {one_line(text)}" for k, text in facts]
     return [*lines, "", *next_block(next_lines(view))]
 

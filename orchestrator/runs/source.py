@@ -24,6 +24,7 @@ FAR_POLL_S = 0.5
 RETRY_S = (1.0, 10.0)
 FIRST_BUDGET = 1 << 20
 MAX_ROUNDS = 100_000
+ONWARD = -1  # of a file: what comes after that which is here
 Extra = Mapping[str, "int | None"]
 OnBytes = Callable[[int], None]
 
@@ -39,7 +40,7 @@ class Source(Protocol):
     def refresh(self, scope: str = "status", extra: Extra | None = None) -> bool:
         """Bring the copy up to date by one bounded round; True when there is more. OrchError when that cannot be done.
 
-        `extra`: also these files (names as in `runfiles`): their last lines, or from their beginning (None).
+        `extra`: also these files (names as in `runfiles`): their last lines, from their beginning (None), or `ONWARD`.
         """
         ...
 

@@ -10,14 +10,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.runs.mirror import Index, Mirror, News, nonsense, parse_news
-from pods.pod import Pod
 from pods.remote.mirror import BUDGET_BYTES
 from pods.remote.runfiles import STATUS
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome
 from workloads.contract.states import RunState
+
+if TYPE_CHECKING:
+    from pods.pod import Pod
 
 CALL_S = 60.0
 MAX_RUNS = 10_000

@@ -24,6 +24,7 @@ from workloads.contract.states import ENDED, Phase, RankHealth, RunState
 BEATS_TAIL_BYTES = 32 << 10
 MAX_RANKS = 4096
 _STATES = frozenset(RunState)
+UNKNOWN = "unknown"
 NOT_STARTED = "submitted; the supervisor has not started yet"
 
 
@@ -90,7 +91,9 @@ class RunView:
 
     @property
     def state(self) -> str:
-        """As written by the supervisor; `queued` before it wrote anything."""
+        """As written by the supervisor; `queued` before it wrote anything; `unknown` when nothing was ever seen."""
+        if self.status is None and self.sight is not None and not self.sight.seen:
+            return UNKNOWN
         return self.status.state if self.status else RunState.QUEUED.value
 
     @property
@@ -99,6 +102,8 @@ class RunView:
 
     @property
     def reason(self) -> str:
+        if self.state == UNKNOWN:
+            return ""
         if self.status is None:
             return NOT_STARTED + (f" ({self.asleep})" if self.asleep else "")
         return self.status.reason
@@ -234,6 +239,13 @@ def world_size_of(info: dict[str, Any]) -> int:
     """Ranks of the run, by its run.json; 0 when that says nothing sensible, and never more than can be shown."""
     told = info.get("world_size")
     return min(max(told, 0), MAX_RANKS) if type(told) is int else 0
+
+
+def secret_names(run: RunDir) -> list[str]:
+    """Names of the secrets that the job asked for."""
+    job = (try_read_json(run.run_json) or {}).get("job")
+    names = job.get("secrets") if isinstance(job, dict) else None
+    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
 
 def read_status(run: RunDir) -> Status | None:

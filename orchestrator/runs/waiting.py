@@ -1,7 +1,7 @@
 """Waiting for a run while telling a person what happens: the loop under `launch --follow` and `halt`.
 
-It only reads the run directory and, while nobody looks after the run, asks for the keeper to be woken. It may be cut
-off at any moment: nothing depends on it. The screen is a `Live`; time and sleep are handed in.
+It only reads the run directory, or its copy after asking the pod, and, while nobody looks after the run, asks for the
+keeper to be woken. It may be cut off at any moment: nothing depends on it. The screen is a `Live`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TextIO
 from orchestrator.runs.events import read_events
 from orchestrator.runs.render import clip, duration, figure, one_line, progress, screen_width
 from orchestrator.runs.report import event_words
-from orchestrator.runs.views import RunView, home_of, snapshot
-from workloads.contract.errors import LocalError, OrchError
+from orchestrator.runs.source import FAR_POLL_S, Contact, Source, as_source
+from orchestrator.runs.views import RunView
+from workloads.contract.errors import LocalError, OrchError, UnreachableError
 from workloads.contract.records import Event
 from workloads.contract.rundir import OrchHome, RunDir
 
@@ -78,26 +79,33 @@ def pulse(view: RunView) -> str:
     return one_line(" | ".join(parts))
 
 
-def watch(run: RunDir, live: Live, *, seen: int = -1) -> Iterator[RunView]:
-    """A fresh view every 0.3 s, for ever; new events are told as they come; the keeper is woken when nobody looks.
+def watch(run: RunDir | Source, live: Live, *, seen: int = -1) -> Iterator[RunView]:
+    """A fresh view every 0.3 s (0.5 s of a pod), for ever; new events are told as they come; the keeper is woken when
+    nobody looks after the run.
 
     Events up to sequence number `seen` are not told. The caller decides when it has seen enough.
     """
-    waker = Waker(home_of(run))
+    source = as_source(run)
+    contact, waker = Contact(source, lambda text: live.line(f"  {text}")), waker_of(source)
     while True:
-        now = time.time()
-        if not run.path.is_dir():
-            raise LocalError("E-RUN-003", f"the directory of run {run.run_id} is gone", where=str(run.path))
-        for event in read_events(run):
+        more = contact.refresh()
+        if not source.far and not source.run.path.is_dir():
+            raise LocalError(
+                "E-RUN-003", f"the directory of run {source.run.run_id} is gone", where=str(source.run.path)
+            )
+        for event in read_events(source.run):
             if event.seq > seen:
                 seen = event.seq
                 _tell(event, live)
-        view = snapshot(run, now)
-        if not view.ended:
+        view = source.view()
+        if view.sight is not None and view.sight.missing:
+            raise LocalError("E-RUN-003", f"the directory of run {source.run.run_id} is gone", where=view.sight.path)
+        if not view.over:
             waker.look(view.supervised, time.monotonic(), live.line)
             live.status(pulse(view), time.monotonic())
         yield view
-        time.sleep(POLL_S)
+        if not more:
+            time.sleep(FAR_POLL_S if source.far else POLL_S)
 
 
 def _tell(event: Event, live: Live) -> None:
@@ -118,23 +126,35 @@ class Waker:
 
     home: OrchHome
     wake: Callable[[OrchHome], None] | None = None
+    awake: Callable[[], bool] | None = None
     _next: float = 0.0
     _told: bool = False
 
     def look(self, supervised: bool, now: float, say: Callable[[str], None]) -> None:
-        from pods.keeper.client import running
-
         if supervised or now < self._next:
             return
         first, self._next = self._next == 0.0, now + WAKE_EVERY_S
-        if first or running(self.home) is not None:
+        if first or self._is_awake():
             return  # a launch has just poked it; or it is there and will see to the run
         try:
             (self.wake or _wake)(self.home)
+        except UnreachableError:
+            return  # that is told by who follows
         except OrchError as e:
             if not self._told:
                 say(f"  the keeper could not be woken: {one_line(e.what)}")
             self._told = True
+
+    def _is_awake(self) -> bool:
+        if self.awake is not None:
+            return self.awake()
+        from pods.keeper.client import running
+
+        return running(self.home) is not None
+
+
+def waker_of(source: Source) -> Waker:
+    return Waker(source.home, lambda _: source.wake(), source.is_awake) if source.far else Waker(source.home)
 
 
 def _wake(home: OrchHome) -> None:

@@ -7,7 +7,8 @@ it has; nothing is remembered here between two requests, so that any answer may 
               state of a file that grows   [inode, guard, end, start, before]: bytes [start, end) are there, guard is
                                            the hash of the last ones; where the stretch before start ends
               state of any other           [inode, size, mtime_ns]
-              extra {name: lines or null}  also this file: its last lines, or from its beginning
+              extra {name: lines or null}  also this file: its last lines, or from its beginning; below 0: what comes
+                                           after that which is there
     answer    {now, keeper, more, listed, runs: {run: {files, gone, observed}}} and the bytes of all files in order
               a file that grows   [name, "grow" | "jump" | "front" | "new", offset, length, inode, mtime_ns]
               any other           [name, "whole", 0, length, inode, mtime_ns]
@@ -185,16 +186,23 @@ def _growing(run: RunDir, ask: Mapping[str, Any], this: _Round) -> None:
         with _opened(run, name) as (fd, st):
             if fd < 0:
                 continue
-            whole = kind.group != STATUS and name not in extra
-            lines = extra.get(name, None if whole else 0)
-            if name in extra or whole:
-                begin = 0 if lines is None else _last_lines(fd, st.st_size, int(lines))
-            else:
-                begin = _tail(fd, st.st_size)
-            floor = begin if name in extra or whole else None
+            begin, floor = _range(fd, st.st_size, kind.group, name, extra)
             pieces = list(_pieces(run, name, fd, st, have.get(name), begin, floor))
             this.pieces += pieces
             this.more = this.more or any(p.how == "front" and p.offset > (floor or 0) for p in pieces)
+
+
+def _range(fd: int, size: int, group: str, name: str, extra: Mapping[str, Any]) -> tuple[int, int | None]:
+    """(first byte that is wanted, how far back older ones are)."""
+    if name not in extra:
+        return (_tail(fd, size), None) if group == STATUS else (0, 0)
+    lines = extra[name]
+    if lines is None:
+        return 0, 0
+    if int(lines) < 0:
+        return 0, None
+    begin = _last_lines(fd, size, int(lines))
+    return begin, begin
 
 
 def _pieces(

@@ -1,0 +1,202 @@
+"""All pods of the inventory asked at once what runs they have, each for a bounded time; the copies at home filled.
+
+A pod that cannot be asked costs the others nothing: its runs are shown from their copies, and it is told in one line.
+Called by `orch status`, `orch runs --from` and `orch halt --all`. SSH and YAML are imported only where the inventory
+has a pod that needs them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.runs.index import IndexRow, list_runs, remember, row_of
+from orchestrator.runs.mirror import Index, Mirror
+from orchestrator.runs.render import one_line
+from orchestrator.runs.source import FarSource, LocalSource, Source
+from orchestrator.runs.sync import Ask, Round, sync
+from orchestrator.runs.views import state_of
+from workloads.contract.errors import OrchError, RemoteError, UnreachableError
+from workloads.contract.files import try_read_json
+from workloads.contract.rundir import OrchHome
+from workloads.contract.states import ENDED
+
+if TYPE_CHECKING:
+    from pods.pod import Pod
+    from workloads.contract.config.inventory import PodSpec
+
+ENDED_SHOWN = 10
+CONNECT_S = 7.0
+ANSWER_S = 30.0
+ROUND_BYTES = 2 << 20
+MAX_ROUNDS = 200
+Opener = Callable[[str, "PodSpec"], "Pod"]
+
+
+@dataclass
+class Look:
+    """What one pod said."""
+
+    name: str
+    pod: Pod
+    rounds: list[Round] = field(default_factory=list)
+    error: OrchError | None = None
+    connected: bool = False
+    done: bool = False
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        return {run: pod for r in self.rounds for run, pod in r.elsewhere.items()}
+
+
+def has_far_pods(home: OrchHome) -> bool:
+    """Whether the inventory may name a pod on another machine: a look at its text, so that nothing is imported."""
+    try:
+        return "ssh" in home.inventory.read_text(errors="replace")
+    except OSError:
+        return False
+
+
+def far_pods(home: OrchHome) -> dict[str, PodSpec]:
+    """The pods on other machines. SpecError when the inventory is wrong."""
+    from pods.inventory import load_inventory
+
+    return {name: spec for name, spec in load_inventory(home).pods.items() if not spec.local}
+
+
+def survey(home: OrchHome, pods: Mapping[str, PodSpec], open_pod: Opener | None = None) -> list[Look]:
+    """Ask all of `pods` at once; copies and index are up to date then. The caller closes the pods (`close_all`).
+
+    A pod that is not connected after 7 s, or has not answered after 30 s, is not waited for.
+    """
+    opener = open_pod or _opener(home)
+    rows = list_runs(home)
+    looks, threads = [], []
+    for name, spec in pods.items():
+        look = Look(name, opener(name, spec))
+        asks = _asks(home, [r for r in rows if r.pod == name], name)
+        thread = threading.Thread(target=_look, args=(home, look, asks), name=f"orch-{name}", daemon=True)
+        thread.start()
+        looks.append(look)
+        threads.append(thread)
+    began = time.monotonic()
+    for look, thread in zip(looks, threads, strict=True):
+        thread.join(max(began + CONNECT_S - time.monotonic(), 0))
+        if look.connected:
+            thread.join(max(began + ANSWER_S - time.monotonic(), 0))
+        if not look.done and look.error is None:
+            waited = ANSWER_S if look.connected else CONNECT_S
+            look.error = UnreachableError("E-MIRROR-008", f"pod {look.name} did not answer in {waited:.0f} s")
+    _remember(home, rows, looks)
+    return looks
+
+
+def _opener(home: OrchHome) -> Opener:
+    from pods.access import open_pod
+
+    return lambda name, spec: open_pod(home, name, spec)
+
+
+def _asks(home: OrchHome, rows: list[IndexRow], pod: str) -> dict[str, Ask]:
+    """The runs of a pod of which there is a copy, but for the long ended ones."""
+    copies = [home.mirrored(r.run) for r in rows if home.mirrored(r.run).path.is_dir()]
+    ended = [c for c in copies if state_of(c) in ENDED]
+    chosen = [c for c in copies if c not in ended] + ended[:ENDED_SHOWN]
+    return {c.run_id: Ask(Mirror(c, pod)) for c in chosen}
+
+
+def _look(home: OrchHome, look: Look, asks: dict[str, Ask]) -> None:
+    try:
+        _ = look.pod.home  # connects
+        look.connected = True
+        for turn in range(MAX_ROUNDS):
+            first = turn == 0
+            done = sync(home, look.pod, asks, living=first, newest=ENDED_SHOWN if first else 0, listing=first,
+                        budget=ROUND_BYTES)  # fmt: skip
+            look.rounds.append(done)
+            asks = {run: Ask(mirror) for run, mirror in done.mirrors.items()}
+            if not done.more:
+                break
+        else:
+            raise RemoteError("E-MIRROR-006", f"pod {look.name} sends without end")
+    except OrchError as e:
+        look.error = e
+    except Exception as e:  # the top of a thread: whatever a pod brings about is told, and the others are shown
+        look.error = RemoteError("E-MIRROR-009", f"pod {look.name} could not be read: {type(e).__name__}: {e}")
+    look.done = True
+
+
+def _remember(home: OrchHome, rows: list[IndexRow], looks: list[Look]) -> None:
+    known = {r.run: r for r in rows}
+    new = []
+    for look in looks:
+        for told in (t for r in look.rounds for t in r.listed):
+            row = row_of(told.run, told.kind, told.created, look.name)
+            if told.run not in known and row is not None:
+                known[told.run] = row
+                new.append(row)
+    remember(home, new)
+
+
+def claims(home: OrchHome, looks: list[Look]) -> list[str]:
+    """Of runs that a pod tells of and another has: a line each, unless the run is spread over both."""
+    lines = []
+    rows = {r.run: r for r in list_runs(home, note=lambda _: None)}
+    for look in looks:
+        for run in dict.fromkeys(t.run for r in look.rounds for t in r.listed):
+            owner = rows[run].pod if run in rows else ""
+            if owner and owner != look.name and look.name not in _members(home, run):
+                lines.append(f"note: run {run} is on pod {owner} and on pod {look.name}; only {owner}'s is shown")
+    return lines
+
+
+def _members(home: OrchHome, run: str) -> list[str]:
+    pods = (try_read_json(home.mirrored(run).run_json) or {}).get("pods")
+    return [str(p.get("name")) for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
+
+
+def troubles(looks: list[Look]) -> list[str]:
+    """A line for each pod that could not be asked."""
+    return [f"pod {k.name}: {one_line(k.error.what)}" for k in looks if k.error is not None]
+
+
+def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[Source]:
+    """Every run that is known, newest first; those on pods with the connections of `looks`. `asked`: for `--cached`."""
+    by_name = {look.name: look for look in looks}
+    found: list[Source] = []
+    for row in list_runs(home):
+        if not row.pod:
+            if row.present:
+                found.append(LocalSource(home, home.run(row.run)))
+            continue
+        look = by_name.get(row.pod)
+        source = FarSource(home, home.mirrored(row.run), row.pod, _connector(home, row.pod, look))
+        source.reachable = None if not asked else look is not None and look.error is None
+        found.append(source)
+    return found
+
+
+def _connector(home: OrchHome, name: str, look: Look | None) -> Callable[[], Pod]:
+    def connect() -> Pod:
+        from pods.access import find_pod
+
+        return look.pod if look is not None else find_pod(home, name)[1]
+
+    return connect
+
+
+def newest(all_runs: list[Source]) -> list[Source]:
+    """Those that have not ended, and the newest that have: what is shown without being asked for."""
+    over = [(s, state_of(s.run) in ENDED) for s in all_runs if not s.far or Index.read(s.run) is not None]
+    unseen = [s for s in all_runs if s.far and Index.read(s.run) is None]
+    return [s for s, e in over if not e] + [s for s, e in over if e][:ENDED_SHOWN] + unseen[:ENDED_SHOWN]
+
+
+def close_all(looks: list[Look]) -> None:
+    """Give back the connections; one that still hangs is left to end with this process."""
+    for look in looks:
+        if look.done:
+            look.pod.close()
