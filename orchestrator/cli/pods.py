@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.complete import complete_pods
+from orchestrator.cli import podsenv, podswork
+from orchestrator.cli.podswork import PodName
 from orchestrator.cli.shared import Json, emit, hint, home, say
 from workloads.contract.exitcodes import CliExit
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from orchestrator.inventory.add import Added
     from orchestrator.inventory.trust import Trust
 
-PodName = Annotated[str, typer.Argument(metavar="NAME", help="A pod of the inventory.", autocompletion=complete_pods)]
 Fingerprints = Annotated[
     list[str] | None,
     typer.Option("--fingerprint", metavar="SHA256:...", help="Pin only this key, without a question; repeatable."),
@@ -30,7 +30,11 @@ def build() -> typer.Typer:
     app = typer.Typer(help="The machines that orch knows.", rich_markup_mode=None)
     app.callback(invoke_without_command=True)(_root)
     app.command("add", context_settings=AS_GIVEN)(add)
-    commands: dict[str, Callable[..., None]] = {"import": import_, "list": list_, "forget": forget, "repin": repin}
+    commands: dict[str, Callable[..., None]] = {
+        "import": import_, "list": list_, "forget": forget, "repin": repin,
+        "ssh": podswork.ssh, "exec": podswork.exec_, "push": podswork.push, "pull": podswork.pull,
+        "bootstrap": podsenv.bootstrap, "gc": podsenv.gc,
+    }  # fmt: skip
     for name, command in commands.items():
         app.command(name)(command)
     return app

@@ -146,6 +146,24 @@ def listing(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
     return Answer({"path": str(top), "kind": kind, "entries": entries})
 
 
+def room(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
+    """{path} -> {path, kind, free}: what lies there (`none` for nothing), and the bytes free where it would go."""
+    path = locate(want(args, "path", str))
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free = os.statvfs(there)
+    kind = _kind(path.stat().st_mode) if path.exists() else "link" if path.is_symlink() else "none"
+    return Answer({"path": str(path), "kind": kind, "free": free.f_bavail * free.f_frsize})
+
+
+def mkdir(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
+    """{paths} -> {}: directories that are to be there; those that are stay as they are."""
+    for text in want(args, "paths", list):
+        locate(str(text)).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Answer()
+
+
 def _text(path: Path) -> str:
     raw = os.fsencode(path)
     try:
@@ -162,4 +180,5 @@ def _kind(mode: int) -> str:
 
 OPERATIONS: Mapping[str, Operation] = {
     "offer": offer, "append": append, "commit": commit, "read": read, "digest": digest, "list": listing,
+    "room": room, "mkdir": mkdir,
 }  # fmt: skip
