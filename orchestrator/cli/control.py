@@ -1,4 +1,7 @@
-"""`orch halt`, `orch dump` and `orch resume`: each leaves a request in the run directory and waits for the answer."""
+"""`orch halt`, `orch dump` and `orch resume`: each leaves a request in the run directory and waits for the answer.
+
+The request is made where the run lies; the answer is read here, or from the copy of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeRun, Ranks, Run, emit, hint, home, operator, say, wake_if_asleep, whole
-from workloads.contract.errors import ConflictError, RemoteError, UsageError
+from orchestrator.cli.shared import (
+    Json,
+    MaybeRun,
+    Ranks,
+    Run,
+    emit,
+    hint,
+    home,
+    open_source,
+    operator,
+    protect,
+    say,
+    wake_where_asleep,
+    whole,
+)
+from workloads.contract.errors import ConflictError, OrchError, RemoteError, UsageError
 from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
     from orchestrator.runs.follow import Stopped
+    from orchestrator.runs.source import Source
     from orchestrator.runs.views import RunView
     from orchestrator.runs.waiting import Live
-    from workloads.contract.rundir import RunDir
 
 DUMP_ANSWER_S = 10.0
 RESUME_ANSWER_S = 30.0
@@ -36,12 +53,15 @@ def halt(
             where="orch halt",
             fix="orch halt latest",
         )
-    chosen = _living() if all_runs else [_resolve(str(run))]
+    chosen, lost = _living() if all_runs else ([_asked(str(run))], [])
     try:
-        stops = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
+        stops, refused = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
     except KeyboardInterrupt:
         hint("\nno longer waiting; what was asked goes on")
         raise typer.Exit(CliExit.INTERRUPTED) from None
+    finally:
+        for source in chosen:
+            source.close()
     if json:
         emit({"v": 1, "runs": [s.as_json() for s in stops]})
     elif not chosen:
@@ -50,39 +70,77 @@ def halt(
         say(*(line for s in stops for line in (*s.lines(), "")))
     late = [s.view.run.run_id for s in stops if s.timed_out]
     if late:
-        error = RemoteError(
-            "E-HALT-001", f"run {late[0]} was asked to halt and has not stopped in time",
-            where=str(home().run(late[0]).path), fix=f"orch status {late[0]}; orch halt {late[0]} --now",
-        )  # fmt: skip
+        where = next((k.view.sight.path if k.view.sight else str(k.view.run.path)) for k in stops if k.timed_out)
+        refused.append(
+            RemoteError(
+                "E-HALT-001",
+                f"run {late[0]} was asked to halt and has not stopped in time",
+                where=where,
+                fix=f"orch status {late[0]}; orch halt {late[0]} --now",
+            )
+        )
+    for error in (*lost, *refused):
         hint(error.render())  # not raised: under --json the one document is out already
-        raise typer.Exit(error.exit_code)
+    if lost or refused:
+        raise typer.Exit((*refused, *lost)[0].exit_code)
 
 
-def _halt(chosen: list[RunDir], *, now: bool, why: str, wait: bool, quiet: bool) -> list[Stopped]:
+def _halt(
+    chosen: list[Source], *, now: bool, why: str, wait: bool, quiet: bool
+) -> tuple[list[Stopped], list[OrchError]]:
+    """Ask all, then wait for one after the other. What went wrong with one of several is told at the end."""
     import time
 
     from orchestrator.runs.follow import halt_limit_s, not_waited, wait_stopped
-    from orchestrator.runs.views import snapshot
     from orchestrator.runs.waiting import Live
-    from pods.remote import control
 
-    live = Live(silent=quiet)
-    limits: dict[RunDir, float] = {}
-    for run in chosen:
-        view = snapshot(run, time.time())
-        if not view.ended:
-            control.halt(run, now=now, why=why, who=operator())
-            limits[run] = time.monotonic() + halt_limit_s(view, now=now)
-            _tell_halt(view, live, limits[run] - time.monotonic(), wait=wait)
-    if limits:
-        wake_if_asleep()
+    live, refused = Live(silent=quiet), list[OrchError]()
+    limits: dict[int, float] = {}
+    views = [source.view() for source in chosen]
+    asked = _ask_all([s for s, v in zip(chosen, views, strict=True) if not v.over], now=now, why=why)
+    for i, (source, view) in enumerate(zip(chosen, views, strict=True)):
+        error = asked.get(source.run.run_id)
+        if error is not None:
+            refused.append(error)
+        elif not view.over:
+            limits[i] = time.monotonic() + halt_limit_s(view, now=now)
+            _tell_halt(view, live, limits[i] - time.monotonic(), wait=wait)
+    for source in {chosen[i].pod: chosen[i] for i in limits}.values():
+        wake_where_asleep(source)
+    if len(chosen) == 1 and refused:
+        raise refused[0]
     stops = []
-    for run in chosen:
-        if run in limits and wait:
-            stops.append(wait_stopped(run, live, limit_s=limits[run] - time.monotonic()))
-        else:
-            stops.append(not_waited(run))
-    return stops
+    for i, source in enumerate(chosen):
+        if i in limits and wait:
+            stops.append(wait_stopped(source, live, limit_s=limits[i] - time.monotonic()))
+        elif asked.get(source.run.run_id) is None:
+            stops.append(not_waited(source))
+    return stops, refused
+
+
+def _ask_all(chosen: list[Source], *, now: bool, why: str) -> dict[str, OrchError | None]:
+    """Ask every run to halt, all pods at once; what went wrong, by run."""
+    import threading
+
+    who, found = operator(), dict[str, OrchError | None]()
+
+    def ask(sources: list[Source]) -> None:
+        for source in sources:
+            try:
+                source.ask("halt", run=source.run.run_id, now=now, why=why, who=who)
+                found[source.run.run_id] = None
+            except OrchError as e:
+                found[source.run.run_id] = e
+
+    by_pod: dict[str, list[Source]] = {}
+    for source in chosen:
+        by_pod.setdefault(source.pod, []).append(source)
+    threads = [threading.Thread(target=ask, args=(group,), daemon=True) for group in by_pod.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()  # every call has its own bound
+    return found
 
 
 def _tell_halt(view: RunView, live: Live, limit_s: float, *, wait: bool) -> None:
@@ -93,17 +151,15 @@ def _tell_halt(view: RunView, live: Live, limit_s: float, *, wait: bool) -> None
 
 def dump(run: Run, ranks: Ranks = None, json: Json = False) -> None:
     """The stack of every rank, without stopping any."""
-    import time
-
-    from orchestrator.runs.views import snapshot
-    from pods.remote import control
+    from orchestrator.runs.source import wait_ack
 
     chosen = [whole(k, "--rank") for k in ranks] if ranks else None
-    view = snapshot(_resolve(run), time.time())
+    source = _asked(run)
+    view = source.view()
     _refuse_dump(view, chosen)
-    wake_if_asleep()
-    request = control.dump(view.run, ranks=chosen, why="orch dump", who=operator())
-    ack = control.wait_ack(request, timeout_s=DUMP_ANSWER_S)
+    wake_where_asleep(source)
+    request = str(source.ask("dump", run=view.run.run_id, ranks=chosen, why="orch dump", who=operator())["request"])
+    ack = wait_ack(source, request, timeout_s=DUMP_ANSWER_S)
     if ack is None:
         raise RemoteError(
             "E-DUMP-003", f"no answer in {DUMP_ANSWER_S:.0f} s; the dump may still be written",
@@ -111,12 +167,27 @@ def dump(run: Run, ranks: Ranks = None, json: Json = False) -> None:
         )  # fmt: skip
     if not ack.ok:
         raise RemoteError("E-DUMP-004", f"the dump was refused: {ack.why}", where=str(view.run.path))
+    _fetch_dumps(source, ack.data.get("files"))
+    source.close()
     if json:
         emit({"v": 1, "run": view.run.run_id, **{k: ack.data.get(k, []) for k in ("groups", "files", "notes")}})
     else:
         from orchestrator.runs.stacks import dump_lines
 
         say(*dump_lines(view.run, ack.data))
+
+
+def _fetch_dumps(source: Source, files: object) -> None:
+    """Of a run on a pod: the files that the answer names, into the copy. The answer is shown without them too."""
+    from orchestrator.runs.source import fetch
+    from pods.remote.runfiles import kind_of, name_in
+
+    names = [str(f).rsplit("/", 1)[-1] for f in files] if isinstance(files, list) else []
+    wanted: dict[str, int | None] = {name_in(source.run, source.run.stackdumps / n): None for n in names}
+    try:
+        fetch(source, "status", {n: lines for n, lines in wanted.items() if kind_of(n) is not None})
+    except OrchError as e:
+        hint(f"note: the dumps were not copied: {e.what}")
 
 
 def _refuse_dump(view: RunView, ranks: list[int] | None) -> None:
@@ -152,35 +223,45 @@ def resume(
         raise UsageError(
             "E-CLI-004", f"--code cannot be {code!r}", where="orch resume", value=code, expected="run or current"
         )
-    from pods.remote import control
-    from pods.tree import ensure_tree
+    from orchestrator.runs.source import wait_ack
 
-    found = _resolve(run)
-    wake_if_asleep()  # first: a resume that is refused is still a contact
-    tree = ensure_tree(home()) if code == "current" else None
-    request = control.resume(found, who=operator(), why=why, tree=tree)
+    source = _asked(run)
+    ident = source.run.run_id
+    wake_where_asleep(source)  # first: a resume that is refused is still a contact
+    tree = source.push_tree() if code == "current" else None
+    request = str(source.ask("resume", run=ident, tree=tree, why=why, who=operator())["request"])
     if not json:
-        say(f"{found.run_id}  asked to resume")
-    ack = control.wait_ack(request, timeout_s=RESUME_ANSWER_S)
+        say(f"{ident}  asked to resume")
+    ack = wait_ack(source, request, timeout_s=RESUME_ANSWER_S)
+    source.close()
     if ack is not None and not ack.ok:
-        raise ConflictError("E-RESUME-001", f"the supervisor refused: {ack.why}", where=found.run_id)
+        raise ConflictError("E-RESUME-001", f"the supervisor refused: {ack.why}", where=ident)
     if json:
-        emit({"v": 1, "run": found.run_id, "request": request.name, "acknowledged": ack is not None})
+        emit({"v": 1, "run": ident, "request": request, "acknowledged": ack is not None})
         return
     told = "resuming" if ack else f"not answered in {RESUME_ANSWER_S:.0f} s; the request stays and is carried out"
-    say(f"{found.run_id}  {told}", f"  orch status {found.run_id}", f"  orch logs {found.run_id} -f")
+    say(f"{ident}  {told}", f"  orch status {ident}", f"  orch logs {ident} -f")
 
 
-def _resolve(ref: str) -> RunDir:
-    from orchestrator.runs.find import resolve
+def _asked(ref: str) -> Source:
+    """The run that `ref` names, after its pod was asked how it stands. OrchError when it cannot be asked."""
+    from orchestrator.runs.source import fetch
 
-    return resolve(home(), ref)
+    source = open_source(ref)
+    if source.far:
+        fetch(source)
+        protect(source)
+    return source
 
 
-def _living() -> list[RunDir]:
-    from orchestrator.runs.index import list_runs
+def _living() -> tuple[list[Source], list[OrchError]]:
+    """Every run that has not ended, here and on all pods; and why pods could not be asked."""
+    from orchestrator.runs.fleet import far_pods, has_far_pods, sources, survey
     from orchestrator.runs.views import state_of
     from workloads.contract.states import ENDED
 
-    here = [home().run(row.run) for row in list_runs(home()) if row.present]
-    return [run for run in here if state_of(run) not in ENDED]
+    looks = survey(home(), far_pods(home())) if has_far_pods(home()) else []
+    lost = [look.error for look in looks if look.error is not None]
+    reached = {look.name for look in looks if look.error is None}
+    known = [s for s in sources(home(), looks) if not s.far or s.pod in reached]
+    return [s for s in known if state_of(s.run) not in ENDED and s.run.path.is_dir()], lost
