@@ -35,6 +35,7 @@ from workloads.contract.rundir import STAGED_PREFIX, OrchHome
 
 COPY_WHOLE_BYTES = 64 << 20
 SPARE_BYTES = 16 << 20
+LEFTOVER_AGE_S = 86_400.0
 YOUNG_S = 3600.0  # objects and offers younger than this may belong to a push that is going on
 
 
@@ -162,6 +163,9 @@ def tree(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
     staged = home.trees / f"{STAGED_PREFIX}{digest}.{secrets.token_hex(4)}"
     if target.is_dir():
         return Answer({"path": str(target)})
+    for left in home.trees.glob(f"{STAGED_PREFIX}*"):  # of one that was killed
+        if time.time() - left.lstat().st_mtime > LEFTOVER_AGE_S:
+            remove_tree(left)
     try:
         materialize(home, want(args, "id", str), staged, durable=True)
         if tree_hash(staged) != digest:
