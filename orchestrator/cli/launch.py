@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeJob, emit, hint, home, say
+from orchestrator.cli.shared import Json, MaybeJob, emit, hint, home, look_at, say
 from workloads.contract.errors import UsageError
 from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
     from orchestrator.jobs.jobfile import LoadedJob
     from orchestrator.jobs.launch import OnTime, Prepared
-    from workloads.contract.rundir import RunDir
+    from orchestrator.runs.source import Source
 
 
 def init(
@@ -100,7 +100,7 @@ def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | 
     return load_job(str(job), sets=sets, name=name, cwd=cwd)
 
 
-def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> RunDir:
+def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> Source:
     from orchestrator.jobs.launch import is_there, submit
 
     run = prepared.run
@@ -112,25 +112,49 @@ def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> 
         else:
             hint("interrupted; nothing was submitted")
         raise
+    source = _source(prepared)
     if quiet:
-        return run
+        return source
     if json:
-        emit({"v": 1, "run": run.run_id, "created": created, "dir": str(run.path)})
-        return run
-    _submitted(run, created=created)
-    return run
+        emit({"v": 1, "run": run.run_id, "created": created, "dir": str(run.path), "pod": prepared.plan.placement.pod})
+        return source
+    _submitted(prepared, source, created=created)
+    return source
 
 
-def _submitted(run: RunDir, *, created: bool) -> None:
+def _source(prepared: Prepared) -> Source:
+    """The run, to be followed over the connection that is there already; what must not be shown of it is hidden."""
+    from orchestrator.runs.redact import redactor
+    from orchestrator.runs.render import hide
+    from orchestrator.runs.source import FarSource, LocalSource
+
+    if prepared.secrets:
+        hide(redactor(prepared.secrets))
+    ident = prepared.plan.run_id
+    if not prepared.far:
+        return LocalSource(prepared.home, prepared.home.run(ident))
+    return FarSource(
+        prepared.home, prepared.home.mirrored(ident), prepared.plan.placement.pod, lambda: prepared.site.pod
+    )
+
+
+def _submitted(prepared: Prepared, source: Source, *, created: bool) -> None:
     from orchestrator.runs.report import next_block, next_lines
-    from orchestrator.runs.views import snapshot
 
-    view = snapshot(run, time.time())
+    if source.far:
+        look_at(source)
+    view = source.view()
     told = "submitted" if created else f"was there already ({view.state}); nothing was launched"
-    say(f"{run.run_id}  {told}", f"  directory   {run.path}", *next_block(next_lines(view)), "")
+    pod = f" on pod {source.pod}" if source.far else ""
+    say(
+        f"{source.run.run_id}  {told}",
+        f"  directory   {prepared.run.path}{pod}",
+        *next_block(next_lines(view)),
+        "",
+    )
 
 
-def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
+def _follow(run: Source, began: float, *, json: bool) -> CliExit:
     from orchestrator.runs.follow import exit_code, follow, last_words
     from orchestrator.runs.report import ending, ending_json
     from orchestrator.runs.waiting import Live
@@ -140,7 +164,7 @@ def _follow(run: RunDir, began: float, *, json: bool) -> CliExit:
         view = follow(run, live)
     except KeyboardInterrupt:
         live.line("")
-        _goes_on(run.run_id)
+        _goes_on(run.run.run_id)
         return CliExit.INTERRUPTED
     took = time.monotonic() - began
     if json:

@@ -37,6 +37,7 @@ class Prepared:
     plan: Plan
     site: Site
     home: OrchHome  # the operator's
+    far: bool = False  # the pod is another machine
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -78,7 +79,7 @@ def prepare(
         raise
     if not pod_spec.local:
         on_time("connect, facts", time.monotonic() - began)
-    return Prepared(plan, site, home, secrets)
+    return Prepared(plan, site, home, not pod_spec.local, secrets)
 
 
 def submit(prepared: Prepared, on_time: OnTime) -> bool:
@@ -105,7 +106,7 @@ def submit(prepared: Prepared, on_time: OnTime) -> bool:
         )  # fmt: skip
         there = answer.fields["created"] is not True
         clock.done("run directory")
-    index.record(prepared.home, plan.run_json())
+    index.record(prepared.home, plan.run_json(), plan.placement.pod if prepared.far else "")
     _start_keeper(prepared, replace=not there)
     clock.done("keeper")
     return not there

@@ -59,10 +59,11 @@ def interpreter(python: str) -> dict[str, Any]:
 
 
 def look(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
-    """{pythons, run} -> {env, pythons: {as asked: interpreter}, run: {there}}: for a plan, in one round."""
+    """{pythons, run} -> {env, uid, pythons: {as asked: interpreter}, run: {there}}: for a plan, in one round."""
     pythons = {str(p): interpreter(str(p)) for p in want(args, "pythons", list)}
     run = home.run(want(args, "run", str))
-    return Answer({"env": login_env(os.environ), "pythons": pythons, "run": {"there": run.run_json.exists()}})
+    there = {"there": run.run_json.exists()}
+    return Answer({"env": login_env(os.environ), "uid": os.getuid(), "pythons": pythons, "run": there})
 
 
 def tree(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:

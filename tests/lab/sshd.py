@@ -3,9 +3,9 @@
     with Sshd(tmp_path / "pod") as sshd:
         spec = PodSpec(ssh=sshd.target, host_key=sshd.host_key, identity=str(sshd.identity))
 
-It runs as the one who runs the tests. As root it can also have another home directory and login shell (a passwd file of
-its own in a mount namespace of its own; the machine's is not touched); without root `home` is given by SetEnv and
-`shell` raises `NotHere`. Nothing but loopback is listened on. `LAB_SSHD=<token>` is in the environment of every
+It runs as the one who runs the tests, with another home directory. As root it can also have another login shell (a
+passwd file of its own in a mount namespace of its own; the machine's is not touched); without root `home` is given by
+SetEnv and `shell` raises `NotHere`. Nothing but loopback is listened on. `LAB_SSHD=<token>` is in the environment of every
 command, so that `close` finds also what put itself into a session of its own.
 """
 
@@ -85,6 +85,7 @@ class Sshd:
     max_startups: str = "10:30:100"
     banner: str = ""
     home: Path | None = None
+    """default: a new one in `folder`. Never that of the person: its login files would run, and be killed half way"""
     shell: str | None = None
     sftp: bool = False
     extra: Sequence[str] = ()
@@ -94,7 +95,13 @@ class Sshd:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.home is None:
+            self.home = self.folder / "home"
+            self.home.mkdir(exist_ok=True, mode=0o700)
         self.user = pwd.getpwuid(os.getuid()).pw_name
+        if self.home is None:  # the machine's own login files print, start things, and take their time
+            self.home = self.folder / "login"
+            self.home.mkdir(exist_ok=True, mode=0o700)
         for kind in self.key_types:
             if not self._key_file(kind).exists():
                 make_key(self._key_file(kind), kind, comment="host")
@@ -141,7 +148,7 @@ class Sshd:
             f"MaxStartups {self.max_startups}",
             *([f"Banner {_quoted(self.folder / 'banner')}"] if self.banner else []),
             *(["Subsystem sftp internal-sftp"] if self.sftp else []),
-            f"SetEnv {MARK}={self.token}" + (f' "HOME={self.home}"' if self.home and os.getuid() else ""),
+            f"SetEnv {MARK}={self.token}" + (f' "HOME={self.home}"' if os.getuid() else ""),
             *self.extra,
         ]
         return "\n".join(lines) + "\n"
@@ -173,7 +180,7 @@ class Sshd:
         argv = [program, "-D", "-f", str(config), "-E", str(self.log)]
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        if (self.home or self.shell) and os.getuid() == 0:
+        if os.getuid() == 0:
             argv = self._in_own_passwd(argv)
         elif self.shell:
             raise NotHere("another login shell needs root")
@@ -192,7 +199,7 @@ class Sshd:
         entry = pwd.getpwuid(os.getuid())
         if self.shell and not os.access(self.shell, os.X_OK):
             raise NotHere(f"{self.shell} is not installed")
-        home, shell = str(self.home or entry.pw_dir), self.shell or entry.pw_shell
+        home, shell = str(self.home), self.shell or entry.pw_shell
         lines = [x for x in Path("/etc/passwd").read_text().splitlines() if not x.startswith(f"{self.user}:")]
         mine = ":".join((self.user, "x", str(entry.pw_uid), str(entry.pw_gid), "lab", home, shell))
         passwd = self.folder / "passwd"
