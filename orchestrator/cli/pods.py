@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import podsenv, podswork
+from orchestrator.cli import podscheck, podsenv, podswork
 from orchestrator.cli.podswork import PodName
 from orchestrator.cli.shared import Json, emit, hint, home, say
 from workloads.contract.exitcodes import CliExit
@@ -31,7 +31,7 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     app.command("add", context_settings=AS_GIVEN)(add)
     commands: dict[str, Callable[..., None]] = {
-        "import": import_, "list": list_, "forget": forget, "repin": repin,
+        "import": import_, "list": list_, "check": podscheck.check, "forget": forget, "repin": repin,
         "ssh": podswork.ssh, "exec": podswork.exec_, "push": podswork.push, "pull": podswork.pull,
         "bootstrap": podsenv.bootstrap, "gc": podsenv.gc,
     }  # fmt: skip

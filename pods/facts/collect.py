@@ -11,6 +11,7 @@ import time
 
 from pods.facts import parse
 from pods.facts.gpus import (
+    NVIDIA_SMI_TIMEOUT_S,
     parse_compute_apps,
     parse_gpu_lines,
     parse_mig_list,
@@ -34,16 +35,23 @@ _NOTHING = Section("")
 
 
 def collect(
-    transport: Transport, *, root: str | None = None, python: str | None = None, timeout_s: float = TIMEOUT_S
+    transport: Transport,
+    *,
+    root: str | None = None,
+    python: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    gpu_timeout_s: float = NVIDIA_SMI_TIMEOUT_S,
 ) -> PodFacts:
     """Facts of the machine behind `transport`. `root` and `python` are those of the inventory.
 
     Raises what the transport raises, and RemoteError E-FACT-001 when what came back is no answer.
     """
     nonce = secrets.token_hex(12)
+    connect_ms = _connect(transport)
     asked = time.time()
     began = time.monotonic()
-    result = transport.run(["/bin/sh", "-c", SCRIPT, "sh", nonce, root or "", python or ""], timeout_s=timeout_s)
+    argv = ["/bin/sh", "-c", SCRIPT, "sh", nonce, f"{gpu_timeout_s:g}", root or "", python or ""]
+    result = transport.run(argv, timeout_s=timeout_s)
     took_s = time.monotonic() - began
     sections = split_sections(result.stdout, nonce)
     if "about" not in sections:
@@ -53,7 +61,18 @@ def collect(
             value=told[0] if told else f"exit code {result.exit_code}",
             expected="a Linux machine where `/bin/sh` can be run over SSH",
         )  # fmt: skip
-    return facts_of(sections, nonce=nonce, asked=asked, took_s=took_s, python=python)
+    facts = facts_of(sections, nonce=nonce, asked=asked, took_s=took_s, python=python)
+    return dataclasses.replace(facts, connect_ms=connect_ms)
+
+
+def _connect(transport: Transport) -> float | None:
+    """Milliseconds to a connection, for a transport that has one: apart from the question, so that clocks compare."""
+    connect = getattr(transport, "connect", None)
+    if connect is None:
+        return None
+    began = time.monotonic()
+    connect()
+    return (time.monotonic() - began) * 1000
 
 
 def facts_of(
@@ -163,7 +182,7 @@ def _gpus(sections: Sections) -> tuple[tuple[Gpu, ...], str | None]:
         if section is None:
             continue
         if section.late:
-            return (), "nvidia-smi does not answer (given up after 10 s)"
+            return (), "nvidia-smi does not answer (it was given up)"
         if section.status is None:
             return (), "the answer of nvidia-smi did not come whole"
         if section.status == "0":

@@ -136,7 +136,8 @@ class PodFacts:
     container: str | None = None
     pid1: str | None = None
     ptrace_scope: int | None = None
-    round_trip_ms: float | None = None  # what SSH took for it all: connecting too, when it was the first use
+    connect_ms: float | None = None  # until the connection was there; None where none is needed
+    round_trip_ms: float | None = None  # of the question and its answer, without what the pod took to find it
     unasked: tuple[str, ...] = ()  # parts of the answer that hung or did not come
 
     def disk(self, what: str) -> Disk | None:

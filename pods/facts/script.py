@@ -17,9 +17,10 @@ GPU_QUERY_SHORT = "index,uuid,name,memory.total,memory.used"
 APPS_QUERY = "gpu_uuid,pid,used_memory,process_name"
 
 SCRIPT = rf"""
+# its words: nonce, seconds for nvidia-smi, orch's home, interpreters to look at
 exec 2>/dev/null </dev/null
 LC_ALL=C; export LC_ALL
-N=$1; R=$2; shift 2
+N=$1; G=$2; R=$3; shift 3
 NL='
 '
 sec() {{ printf '\n%s %s\n' "$N" "$1"; }}
@@ -191,9 +192,9 @@ rd module /proc/driver/nvidia/version
 where nvidia-smi /usr/bin:/usr/local/nvidia/bin:/usr/lib/wsl/lib:/opt/bin
 S=$W; kv smi "$S"
 if [ -n "$S" ]; then
-  lim 10 gpus "$S" --query-gpu={GPU_QUERY} --format=csv,noheader,nounits
+  lim "$G" gpus "$S" --query-gpu={GPU_QUERY} --format=csv,noheader,nounits
   if [ "$r" != 0 ] && [ "$r" != late ]; then
-    lim 10 gpus5 "$S" --query-gpu={GPU_QUERY_SHORT} --format=csv,noheader,nounits
+    lim "$G" gpus5 "$S" --query-gpu={GPU_QUERY_SHORT} --format=csv,noheader,nounits
   fi
   if [ "$r" = 0 ]; then
     mig=; [ -n "$T" ] || mig=1

@@ -104,6 +104,5 @@ def test_local_transport(tmp_path: Path) -> None:
         pod.run(["sleep", "5"], timeout_s=0.1)
     target = tmp_path / "a" / "b"
     pod.put(b"data", PurePosixPath(target), timeout_s=5)
-    with pod.open(target) as f:
-        assert f.read() == b"data"
+    assert target.read_bytes() == b"data"
     assert target.stat().st_mode & 0o777 == 0o600
