@@ -65,7 +65,8 @@ def _entries(data: dict[str, Any], doc: YamlDoc) -> Iterator[OrchError]:
                 except OrchError as e:
                     e.what = f"{path}.{field}: {e.what}"
                     e.where = doc.place(f"{path}.{field}")
-                    e.fix = (e.fix or "correct it").replace("NAME", name)
+                    if field != "ssh":  # `repin` needs a file that can be read
+                        e.fix = f"remove the key, then: orch pods repin {name}"
                     yield e
 
 
@@ -77,7 +78,8 @@ def _rules(inventory: Inventory, doc: YamlDoc) -> Iterator[Broken]:
         for field in ("identity", "root", "python", "address"):
             value = getattr(spec, field)
             if value is not None and (not value.strip() or _UNPRINTABLE.search(value)):
-                yield Broken(f"{path}.{field}", f"{path}.{field} is empty or holds control characters", value=value)
+                what = f"{path}.{field} is empty or holds control characters"
+                yield Broken(f"{path}.{field}", what, value=value, fix="remove the key")
         if spec.root is not None and not spec.root.startswith(("/", "~")):
             yield Broken(
                 f"{path}.root", f"{path}.root must be a whole path", "/workspace/orch or ~/orch",
@@ -104,5 +106,5 @@ def _twice(doc: YamlDoc, first: str, second: str, field: str) -> Broken:
     return Broken(
         f"pods.{second}.{field}",
         f"pods.{second} has {what} of pods.{first} (line {doc.line(f'pods.{first}.{field}')}): one machine, two names",
-        "each machine once", f"remove one of the two: orch pods forget {second}",
+        "each machine once", f"remove pods.{second} from the file",
     )  # fmt: skip

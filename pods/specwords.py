@@ -139,7 +139,8 @@ def _pattern(c: Complaint) -> Words:
     if expected != NAME_IN_WORDS:
         return Words(9, f"{c.shown}: the key is not a name of a variable", wrong, expected, fix="rename it")
     near = slug(wrong)
-    return Words(9, f"{c.shown} is not a name", as_yaml(wrong), expected, near, _assign(c, near))
+    fix = f"rename it to {near}" if c.on_key else _assign(c, near)
+    return Words(9, f"{c.shown} is not a name", as_yaml(wrong), expected, near, fix)
 
 
 def _near_word(c: Complaint) -> str | None:

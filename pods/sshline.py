@@ -83,7 +83,11 @@ def _split(words: Sequence[str]) -> list[str]:
         return shlex.split(text)
     except ValueError as e:
         raise UsageError(
-            "E-PODS-001", "the line has a quote that is not closed", value=text, expected="ssh -p PORT user@host"
+            "E-PODS-001",
+            "the line has a quote that is not closed",
+            value=text,
+            expected="ssh -p PORT user@host",
+            fix="give the whole line in one pair of quotes",
         ) from e
 
 
