@@ -92,7 +92,13 @@ def push_tree(pod: Pod, say: Say = lambda _: None) -> str:
     if found.get("there") is not True:
         snapshot = tree_snapshot(root)
         push_snapshot(pod, snapshot, say=say)
-        found = pod.call("code.tree", {"hash": digest, "id": snapshot.id}, timeout_s=TREE_S).fields
+        try:
+            found = pod.call("code.tree", {"hash": digest, "id": snapshot.id}, timeout_s=TREE_S).fields
+        except IntegrityError:
+            tree_hash.cache_clear()
+            if tree_hash(root) != digest:
+                raise _tree_changed(root) from None
+            raise
     path = found.get("path")
     if not isinstance(path, str) or path != str(pod.home.tree(digest)):
         raise RemoteError("E-CODE-030", f"pod {pod.name} puts orch's own files elsewhere", value=path)
@@ -100,12 +106,22 @@ def push_tree(pod: Pod, say: Say = lambda _: None) -> str:
 
 
 def tree_snapshot(root: Path) -> Snapshot:
+    """Orch's own files below `root`; the directory is not asked what git thinks of them."""
     entries = []
     for path in tree_files(root):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as e:
+            raise _tree_changed(path) from e
         name = path.relative_to(root).as_posix()
         entries.append(Entry(name, "f", hashlib.sha256(data).hexdigest(), len(data)))
     return Snapshot(snapshot_id(entries), root, "", ordered(entries))
+
+
+def _tree_changed(where: Path) -> FileChanged:
+    return FileChanged(
+        "E-CODE-034", "orch's own files changed while this command ran", where=str(where), fix="type it again"
+    )
 
 
 class _Sender:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pods import snapshot as pushing
 from pods.pod import FarPod
 from pods.transport.local import LocalTransport
+from pods.tree import source_root, tree_files
 from workloads.contract.rundir import OrchHome
 
 
@@ -33,6 +35,16 @@ def repo(tmp_path: Path) -> Path:
     folder.mkdir()
     git(folder, "init", "-q")
     return folder
+
+
+@pytest.fixture
+def own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Orch's own files as they are now, somewhere where nobody edits them; what is pushed as its tree."""
+    root = tmp_path / "installed"
+    for path in tree_files(source_root()):
+        write(root, {path.relative_to(source_root()).as_posix(): path.read_bytes()})
+    monkeypatch.setattr(pushing, "source_root", lambda: root)
+    return root
 
 
 def git(folder: Path, *args: str) -> str:

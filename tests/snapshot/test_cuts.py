@@ -118,7 +118,7 @@ def test_killed_at_any_moment(project: Path, home: OrchHome, tmp_path: Path) -> 
         pod.close()
 
 
-def test_orchs_own_tree_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_orchs_own_tree_is_whole_or_not_there(own_tree: Path, tmp_path: Path) -> None:
     for at in (2, 3, 4, 5, 6):
         pod = Cut("far", LocalTransport(), root=str(tmp_path / "far"))
         pod.cut(at, "during")

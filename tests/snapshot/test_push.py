@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from pods.remote.code import materialize
 from pods.remote.dispatch import Answer
 from pods.snapshot import FileChanged, push_code, push_snapshot, push_tree, scan
 from pods.transport.local import LocalTransport
-from pods.tree import source_root, tree_hash
+from pods.tree import tree_hash
 from tests.snapshot.conftest import git, tree_of, write
 from workloads.contract.errors import IntegrityError
 from workloads.contract.rundir import OrchHome, make_run_id
@@ -178,22 +179,26 @@ def test_a_run_gets_a_copy_that_it_may_write_to(repo: Path, home: OrchHome, pod:
     assert pod.call("code.look", {"id": snapshot.id}).fields["there"] is True
 
 
-def test_orchs_own_tree(pod: FarPod, tmp_path: Path) -> None:
+def test_orchs_own_tree(pod: FarPod, own_tree: Path) -> None:
     told = Told(pod)
     path = push_tree(told)
-    assert tree_hash(Path(path)) == tree_hash(source_root()) == Path(path).name
+    assert tree_hash(Path(path)) == tree_hash(own_tree) == Path(path).name
     code = f"import sys; sys.path.insert(0, {path!r}); import pods.keeper.__main__ as m; print(m.__file__)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(path)
     told.ops()
     assert push_tree(told) == path and told.ops() == ["home.tree"]
     with pytest.raises(IntegrityError, match="hash to something else"):
-        snapshot = pushing.tree_snapshot(source_root())
+        snapshot = pushing.tree_snapshot(own_tree)
         pod.call("code.tree", {"hash": "0" * 16, "id": snapshot.id})
     assert [p.name for p in pod.home.trees.iterdir()] == [Path(path).name]
+    write(own_tree, {"pods/new.py": "1", "pods/tree.py": "changed meanwhile"})
+    shutil.rmtree(path)
+    with pytest.raises(FileChanged, match="own files changed"):
+        push_tree(told)
 
 
-def test_this_machine_is_a_pod_too(repo: Path, home: OrchHome, tmp_path: Path) -> None:
+def test_this_machine_is_a_pod_too(repo: Path, home: OrchHome, own_tree: Path, tmp_path: Path) -> None:
     write(repo, {"a.py": "1"})
     here = LocalPod(OrchHome(tmp_path / "here"), LocalTransport())
     assert push_snapshot(here, scan(repo, home)).files_sent == 1
