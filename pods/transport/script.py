@@ -32,7 +32,7 @@ def login_line(script: bytes) -> str:
 def run_script(argv: Sequence[str], env: Mapping[str, str] | None, mark: str) -> bytes:
     """Marks, runs `argv` in a process of its own, marks again with its exit code."""
     return (
-        f"{{ printf '\\n%s\\n' {mark}; printf '\\n%s\\n' {mark} >&2\n{_exports(env)}"
+        f"{{ {_begin(mark)}\n{_exports(env)}"
         f"(exec {_words(argv)})\ns=$?\n"
         f"printf '\\n%s. %s\\n' {mark} $s; printf '\\n%s. %s\\n' {mark} $s >&2\nexit 0\n}}"
     ).encode()
@@ -40,7 +40,12 @@ def run_script(argv: Sequence[str], env: Mapping[str, str] | None, mark: str) ->
 
 def start_script(argv: Sequence[str], mark: str) -> bytes:
     """Marks, then becomes `argv`."""
-    return f"{{ printf '\\n%s\\n' {mark}; printf '\\n%s\\n' {mark} >&2\nexec {_words(argv)}\n}}".encode()
+    return f"{{ {_begin(mark)}\nexec {_words(argv)}\n}}".encode()
+
+
+def _begin(mark: str) -> str:
+    """Standard output last: who has seen its mark knows that the command comes next."""
+    return f"printf '\\n%s\\n' {mark} >&2; printf '\\n%s\\n' {mark}"
 
 
 def _words(argv: Sequence[str]) -> str:

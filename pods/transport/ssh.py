@@ -21,7 +21,7 @@ import paramiko
 
 from pods.transport.base import Process, Result
 from pods.transport.script import Stream, check_text, login_line, run_script, start_script
-from pods.transport.sshchannel import Wire
+from pods.transport.sshchannel import Wire, hang_up, login_shell_ended
 from pods.transport.sshlink import Link, fetch_host_keys, lost, open_link
 from pods.transport.sshprocess import SshProcess
 from workloads.contract.config.inventory import PodSpec
@@ -42,7 +42,7 @@ d=${f%/*}
 mkdir -p -- "${d:-/}" || exit 11
 t=$f.tmp.$$
 trap 'rm -f -- "$t"' 0
-trap 'exit 15' 1 2 15
+trap 'exit 15' 1 2 13 15
 cat >"$t" || exit 12
 s=$(wc -c <"$t") || exit 12
 [ "$s" -eq "$n" ] || { echo "$((s)) of $n bytes arrived" >&2; exit 13; }
@@ -99,9 +99,9 @@ class SshTransport:
         try:
             Wire(channel, self.name, self._where, argv[0], timeout_s).execute(login_line(script))
             process = SshProcess(channel, self.name, self._where, argv[0], mark)
-            process.write(script, timeout_s=timeout_s)
+            process.begin(script, timeout_s=timeout_s)
         except BaseException:
-            channel.close()
+            hang_up(channel)
             raise
         return process
 
@@ -145,7 +145,7 @@ class SshTransport:
         try:
             yield channel
         finally:
-            channel.close()
+            hang_up(channel)
 
     def _open_session(self, timeout_s: float) -> paramiko.Channel:
         """A session channel; one that ended a moment ago may still count against MaxSessions."""
@@ -180,12 +180,7 @@ class SshTransport:
         if transport is None or not transport.is_active():
             return lost(self.name, self._where)
         if not out.begun:
-            return RemoteError(
-                "E-SSH-044", f"the login shell of pod {self.name} ended before it ran a command",
-                where=self._where, value=err.noise() or out.noise() or None,
-                expected="a shell that runs `/bin/sh -c ...`",
-                fix=f"orch pods ssh {self.name} -- true   (shows what it says)",
-            )  # fmt: skip
+            return login_shell_ended(self.name, self._where, err.noise() or out.noise())
         return RemoteError("E-SSH-046", f"`{program}` was ended with its shell on pod {self.name}", where=self._where)
 
 

@@ -5,6 +5,7 @@ paramiko's own waits have no limit in places (the answer to an exec request); he
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 import time
@@ -66,7 +67,8 @@ class Wire:
                 rest = rest[sent:]
                 moved = sent > 0
                 if not rest or channel.closed:
-                    channel.shutdown_write()
+                    with contextlib.suppress(EOFError):  # the connection broke: what was read says so
+                        channel.shutdown_write()
                     ended = True
             if drain(channel, out, err) or moved:
                 continue
@@ -82,7 +84,7 @@ class Wire:
             return self._channel.send(bytes(rest[:CHUNK_BYTES])) if rest else 0
         except TimeoutError:
             return 0
-        except OSError:
+        except (OSError, EOFError):
             return len(rest)  # it reads no more: what it says about that is still to come
 
     def wait_for_exit(self, limit_s: float) -> None:
@@ -96,19 +98,39 @@ class Wire:
         )  # fmt: skip
 
 
+def login_shell_ended(pod: str, where: str, told: str) -> RemoteError:
+    return RemoteError(
+        "E-SSH-044", f"the login shell of pod {pod} ended before it ran a command", where=where, value=told or None,
+        expected="a shell that runs `/bin/sh -c ...`", fix=f"orch pods ssh {pod} -- true   (shows what it says)",
+    )  # fmt: skip
+
+
 def alive(channel: paramiko.Channel) -> bool:
     """Whether the connection below `channel` is up; a channel that ended says nothing about that."""
     transport = channel.get_transport()
     return transport is not None and transport.is_active()
 
 
+def hang_up(channel: paramiko.Channel) -> None:
+    """Close it. paramiko raises EOFError when the connection breaks just then, which is as closed as can be."""
+    with contextlib.suppress(EOFError, OSError):
+        channel.close()
+
+
 def drain(channel: paramiko.Channel, out: Stream, err: Stream) -> bool:
     """Take what has come; whether there was anything."""
     moved = False
     if channel.recv_ready():
-        out.feed(channel.recv(CHUNK_BYTES))
+        out.feed(received(channel))
         moved = True
     if channel.recv_stderr_ready():
-        err.feed(channel.recv_stderr(CHUNK_BYTES))
+        err.feed(received(channel, stderr=True))
         moved = True
     return moved
+
+
+def received(channel: paramiko.Channel, *, stderr: bool = False) -> bytes:
+    """What is there to be read; b"" when the connection breaks just then (reading also sends)."""
+    with contextlib.suppress(EOFError, OSError):
+        return channel.recv_stderr(CHUNK_BYTES) if stderr else channel.recv(CHUNK_BYTES)
+    return b""

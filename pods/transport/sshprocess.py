@@ -8,7 +8,7 @@ import time
 import paramiko
 
 from pods.transport.script import Stream
-from pods.transport.sshchannel import CHUNK_BYTES, SEND_POLL_S, alive
+from pods.transport.sshchannel import CHUNK_BYTES, SEND_POLL_S, alive, hang_up, login_shell_ended, received
 from pods.transport.sshlink import lost
 from workloads.contract.errors import UnreachableError
 
@@ -21,10 +21,17 @@ class SshProcess:
     def __init__(self, channel: paramiko.Channel, pod: str, where: str, program: str, mark: str) -> None:
         self._channel, self._pod, self._where, self._program = channel, pod, where, program
         self._out, self._err = Stream(mark, pod), Stream(mark, pod)
-        self._tail = bytearray()
+        self._tail, self._early = bytearray(), b""
         self._readable = select.poll()
         self._readable.register(channel.fileno(), select.POLLIN)
         channel.settimeout(0.0)
+
+    def begin(self, script: bytes, *, timeout_s: float) -> None:
+        """Send the script and have the mark that it began; what follows is the command's."""
+        self.write(script, timeout_s=timeout_s)
+        self._early = self._next(timeout_s, begun=True)
+        if not self._out.begun:
+            raise login_shell_ended(self._pod, self._where, self._err.noise() or self._out.noise())
 
     def write(self, data: bytes, *, timeout_s: float) -> None:
         view = memoryview(data)
@@ -60,11 +67,19 @@ class SshProcess:
             ) from e
 
     def read(self, *, timeout_s: float) -> bytes:
+        if self._early:
+            early, self._early = self._early, b""
+            return early
+        return self._next(timeout_s)
+
+    def _next(self, timeout_s: float, *, begun: bool = False) -> bytes:
+        """Some output, b"" at its end. `begun`: also b"" once the command has begun."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._drain_stderr()
             if self._channel.recv_ready():
-                if found := self._output(self._channel.recv(CHUNK_BYTES)):
+                found = self._output(received(self._channel))
+                if found or (begun and self._out.begun):
                     return found
                 continue
             if self._channel.eof_received or self._channel.closed:
@@ -89,7 +104,7 @@ class SshProcess:
 
     def _drain_stderr(self) -> None:
         while self._channel.recv_stderr_ready():
-            data = self._channel.recv_stderr(CHUNK_BYTES)
+            data = received(self._channel, stderr=True)
             if not self._err.begun:
                 self._err.feed(data)
                 data = self._err.take() if self._err.begun else b""
@@ -101,4 +116,4 @@ class SshProcess:
         return bytes(self._tail).decode(errors="replace") or ("" if self._err.begun else self._err.noise())
 
     def close(self) -> None:
-        self._channel.close()
+        hang_up(self._channel)

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 
 import paramiko
 
+from pods.transport.sshchannel import hang_up
 from workloads.contract.errors import LocalError, OrchError
 
 MAX_CONNECTIONS = 64
@@ -99,7 +100,7 @@ class Tunnel:
             self.last_error = e
         finally:
             if channel is not None:
-                channel.close()
+                hang_up(channel)
             sock.close()
             self._slots.release()
 

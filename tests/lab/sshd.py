@@ -4,9 +4,9 @@
         spec = PodSpec(ssh=sshd.target, host_key=sshd.host_key, identity=str(sshd.identity))
 
 It runs as the one who runs the tests, with another home directory. As root it can also have another login shell (a
-passwd file of its own in a mount namespace of its own; the machine's is not touched); without root `home` is given by
-SetEnv and `shell` raises `NotHere`. Nothing but loopback is listened on. `LAB_SSHD=<token>` is in the environment of every
-command, so that `close` finds also what put itself into a session of its own.
+passwd file of its own in a mount namespace of its own, made when it starts: what is mounted later it does not see);
+without root `home` is given by SetEnv and `shell` raises `NotHere`. Nothing but loopback is listened on.
+`LAB_SSHD=<token>` is in the environment of every command, so that `close` finds also what is in a session of its own.
 """
 
 from __future__ import annotations
@@ -99,9 +99,6 @@ class Sshd:
             self.home = self.folder / "home"
             self.home.mkdir(exist_ok=True, mode=0o700)
         self.user = pwd.getpwuid(os.getuid()).pw_name
-        if self.home is None:  # the machine's own login files print, start things, and take their time
-            self.home = self.folder / "login"
-            self.home.mkdir(exist_ok=True, mode=0o700)
         for kind in self.key_types:
             if not self._key_file(kind).exists():
                 make_key(self._key_file(kind), kind, comment="host")

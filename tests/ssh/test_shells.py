@@ -64,10 +64,12 @@ def test_a_noisy_shell_was_really_noisy(make_sshd: MakeSshd, tmp_path: Path) -> 
 
 def test_a_shell_that_lets_nobody_run_a_command_says_so_in_its_words(make_sshd: MakeSshd, connect: Connect) -> None:
     sshd = make_sshd(shell="/usr/sbin/nologin")
-    with pytest.raises(RemoteError) as caught:
-        connect(sshd).run(["true"], timeout_s=10)
-    assert caught.value.code == "E-SSH-044"
-    assert "not available" in str(caught.value.value)
+    transport = connect(sshd)
+    for ask in (transport.run, transport.start):
+        with pytest.raises(RemoteError) as caught:
+            ask(["true"], timeout_s=10)
+        assert caught.value.code == "E-SSH-044"
+        assert "not available" in str(caught.value.value)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshTransport]:
     if (reason := why_no_sshd()) is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("still")
-    with Sshd(folder / "pod", home=folder) as sshd:
+    with Sshd(folder / "pod") as sshd:
         transport = SshTransport("box", spec_of(sshd))
         yield transport
         transport.close()
