@@ -174,6 +174,19 @@ class Lab:
         with self.laptop.inside():
             yield
 
+    @contextmanager
+    def swapped(self, one: str, other: str) -> Iterator[None]:
+        """Two pods have each other's address."""
+        a, b = self[one], self[other]
+        first, second = a.address, b.address
+        with ExitStack() as stack:
+            stack.callback(self.laptop.run, "ip", "neigh", "flush", "dev", "eth0")
+            stack.enter_context(a.addressed(f"{SUBNET}.250"))
+            stack.enter_context(b.addressed(first))
+            stack.enter_context(a.addressed(second))
+            self.laptop.run("ip", "neigh", "flush", "dev", "eth0")
+            yield
+
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]

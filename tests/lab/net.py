@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -207,3 +208,16 @@ class Cable:
         """Every packet of a connection to `port` is answered with a reset; established ones break."""
         with self.filtered(f"tcp dport {port} tcp flags & rst == 0 reject with tcp reset", out="accept"):
             yield
+
+    @contextmanager
+    def cut_after(self, size_bytes: int, port: int, *, silent: bool = False) -> Iterator[None]:
+        """Cut for connections to `port` once this much came in: with resets, or `silent`ly."""
+        end = "drop" if silent else "tcp flags & rst == 0 reject with tcp reset"
+        with self.filtered(f"tcp dport {port} quota over {size_bytes} bytes {end}", out="accept"):
+            yield
+
+    @contextmanager
+    def metered(self, port: int) -> Iterator[Callable[[], int]]:
+        """How many bytes came in for `port` so far."""
+        with self.filtered(f"tcp dport {port} counter", out="accept"):
+            yield lambda: sum(int(n) for n in re.findall(r"bytes (\d+)", self.net.run("nft", "list", "ruleset")))

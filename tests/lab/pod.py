@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,3 +230,28 @@ class LabPod:
     def reset(self) -> Iterator[None]:
         with self.cable.reset(self.options.port):
             yield
+
+    @contextmanager
+    def cut_after(self, size_bytes: int, *, silent: bool = False) -> Iterator[None]:
+        with self.cable.cut_after(size_bytes, self.options.port, silent=silent):
+            yield
+
+    @contextmanager
+    def metered(self) -> Iterator[Callable[[], int]]:
+        with self.cable.metered(self.options.port) as read:
+            yield read
+
+    @contextmanager
+    def addressed(self, address: str) -> Iterator[None]:
+        """At another address, as a rented machine that was given a new one; `address` becomes that."""
+        own, self.address = self.address, address
+        self._move(own, address)
+        try:
+            yield
+        finally:
+            self.address = own
+            self._move(address, own)
+
+    def _move(self, old: str, new: str) -> None:
+        self.net.run("ip", "addr", "del", f"{old}/24", "dev", "eth0")
+        self.net.run("ip", "addr", "add", f"{new}/24", "dev", "eth0")
