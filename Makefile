@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
 
+.PHONY: train status logs monitor train-prime status-prime logs-prime monitor-prime
 .PHONY: setup demo test test-long lint lab gpu evidence bench-cli clean
 
 setup: $(READY)
@@ -21,6 +22,34 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/orch launch tiny --follow
+
+# A run on a machine from nothing: make train REMOTE_HOST=root@203.0.113.7:40022 JOB=tiny   (the whole ssh line works too)
+# Shows the machine's key and asks when it is new. Without REMOTE_HOST or POD: on this machine.
+JOB ?= tiny
+POD ?= $(if $(REMOTE_HOST),$(shell $(BIN)/python -m orchestrator.inventory.podname "$$REMOTE_HOST"))
+export REMOTE_HOST
+ORCH := $(BIN)/orch
+
+train: setup
+	@$(if $(REMOTE_HOST),$(ORCH) pods add --if-missing $(POD) "$$REMOTE_HOST")
+	$(ORCH) launch $(JOB) $(if $(POD),--pod $(POD)) --follow
+
+# How runs are doing; with POD= those on one pod.
+status: setup
+	@$(ORCH) $(if $(POD),runs --from $(POD),status)
+
+# make logs RUN=<run>; default: the newest, with POD= the newest on that pod.
+RUN ?= $(if $(POD),$(shell $(ORCH) runs --from $(POD) --json | $(BIN)/python -c 'import json,sys; print(json.load(sys.stdin)["runs"][0]["run"])'),latest)
+logs: setup
+	@$(ORCH) logs $(RUN) -f
+
+# The status, made anew every 5 s until Ctrl-C.
+monitor: setup
+	@while :; do clear 2>/dev/null; date; $(MAKE) --no-print-directory status || true; sleep 5; done
+
+# The same for the pod that is called prime.
+train-prime status-prime logs-prime monitor-prime: %-prime: setup
+	@$(MAKE) --no-print-directory $* POD=prime
 
 test: setup system-packages lint
 	$(PYTEST) -m "not long and not gpu" tests

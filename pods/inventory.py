@@ -76,10 +76,10 @@ def _rules(inventory: Inventory, doc: YamlDoc) -> Iterator[Broken]:
     for name, spec in inventory.pods.items():
         path = f"pods.{name}"
         for field in ("identity", "root", "python", "address"):
-            value = getattr(spec, field)
-            if value is not None and (not value.strip() or _UNPRINTABLE.search(value)):
-                what = f"{path}.{field} is empty or holds control characters"
-                yield Broken(f"{path}.{field}", what, value=value, fix="remove the key")
+            said: str | None = getattr(spec, field)
+            if said is not None and (not said.strip() or _UNPRINTABLE.search(said)):
+                wrong = f"{path}.{field} is empty or holds control characters"
+                yield Broken(f"{path}.{field}", wrong, value=said, fix="remove the key")
         if spec.root is not None and not spec.root.startswith(("/", "~")):
             yield Broken(
                 f"{path}.root", f"{path}.root must be a whole path", "/workspace/orch or ~/orch",

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import control, launch, look, machine, pods
+from orchestrator.cli import control, launch, look, machine, pods, pull, reach
 from orchestrator.cli.blocks import block_of, is_usage_error
 from workloads.contract.errors import OrchError
 from workloads.contract.exitcodes import CliExit
@@ -29,8 +29,12 @@ COMMANDS = (
     control.halt,
     control.resume,
     look.runs,
+    pull.pull,
     machine.doctor,
     machine.down,
+    reach.forward,
+    reach.dashboard,
+    reach.tensorboard,
 )
 
 

@@ -107,7 +107,7 @@ def _rows(facts: PodFacts) -> list[tuple[str, str]]:
         ("machine", _words(facts.hostname, facts.distribution, facts.arch, f"kernel {facts.kernel}", facts.libc,
                            facts.container, facts.uptime_s and f"up {duration(facts.uptime_s)}")),
         ("cpu", _cpus(facts)),
-        ("memory", f"{size(facts.ram_available_mib)} of {size(facts.ram_mib)} available"
+        ("memory", "" if not facts.ram_mib else f"{size(facts.ram_available_mib)} of {size(facts.ram_mib)} available"
                    + (" (limit of the container)" if facts.ram_limit_mib is not None else "")),
         ("disks", "; ".join(_disk(d) for d in _distinct(facts.disks))),
         ("python", ", ".join(f"{p.path} {p.version}" for p in facts.pythons[:4]) or "none"),

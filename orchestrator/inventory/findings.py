@@ -5,7 +5,6 @@ Called by `orch pods check` and as the preflight of a launch.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from orchestrator.inventory.finding import GIB_MIB, ORDER, Finding, Level, size
@@ -94,11 +93,11 @@ def _disks(pod: str, facts: PodFacts) -> Iterator[Finding]:
     root, tmp = facts.disk("root"), facts.disk("tmp")
     where = facts.orch_home or "~/.orch"
     if facts.root_writable is False:
-        why = "is on a disk that is mounted read-only" if root and root.read_only else "cannot be written"
+        why = ": its disk is mounted read-only" if root and root.read_only else ""
         if root and root.free_mib == 0:
-            why = "cannot be written: its disk is full"
+            why = ": its disk is full"
         yield Finding(
-            "fail", "root", f"{where} {why} by {facts.user or facts.uid}",
+            "fail", "root", f"{where} cannot be written by {facts.user or facts.uid}{why}",
             f"set `root:` of pod {pod} in pods.yaml to a directory that can be written",
         )  # fmt: skip
     if root is not None:
@@ -122,7 +121,7 @@ def _disks(pod: str, facts: PodFacts) -> Iterator[Finding]:
 
 def _root_disk(pod: str, root: Disk, where: str) -> Iterator[Finding]:
     fix = f"free some space there, or set `root:` of pod {pod} in pods.yaml to another disk"
-    if root.free_mib is not None and root.free_mib < DISK_WARN_MIB:
+    if root.free_mib and root.free_mib < DISK_WARN_MIB:
         level: Level = "fail" if root.free_mib < DISK_FAIL_MIB else "warn"
         yield Finding(level, "disk", f"{size(root.free_mib)} are free for {where} (on {root.mount or root.path})", fix)
     if root.inodes and root.inodes_free is not None and root.inodes_free < INODES_WARN:
@@ -148,7 +147,7 @@ def _limits(facts: PodFacts) -> Iterator[Finding]:
         )  # fmt: skip
     if facts.ptrace_scope and facts.uid:
         yield Finding(
-            "note", "ptrace", f"ptrace is restricted (scope {facts.ptrace_scope}): `orch dump` shows Python only"
+            "note", "ptrace", f"ptrace is restricted (scope {facts.ptrace_scope}): py-spy cannot look into ranks"
         )
 
 
@@ -157,9 +156,12 @@ def _unasked(pod: str, facts: PodFacts) -> Iterator[Finding]:
         "disks": ("a disk does not answer (a dead network mount?)", "grep -e nfs -e cifs -e fuse /proc/mounts"),
         "pythons": ("an interpreter does not answer when it is asked for its version", "python3 -V"),
     }
+    others = [p for p in facts.unasked if p not in words and p not in ("gpus", "gpus5")]  # GPUs: told with them
     for part in facts.unasked:
-        if part in ("gpus", "gpus5"):
-            continue  # told with the GPUs
-        text, typed = words.get(part, (f"a part of the answer did not come: {part}", None))
-        fix = f"orch pods exec {pod} -- {typed}" if typed else f"orch pods check {shlex.quote(pod)}"
-        yield Finding("fail" if part == "disks" else "warn", part, text, fix)
+        if part in words:
+            text, typed = words[part]
+            yield Finding("fail" if part == "disks" else "warn", part, text, f"orch pods exec {pod} -- {typed}")
+    if others:
+        yield Finding(
+            "warn", "answer", f"parts of the answer did not come: {', '.join(others)}", f"orch pods check {pod}"
+        )

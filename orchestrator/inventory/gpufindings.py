@@ -27,10 +27,20 @@ XIDS = {
     143: "the GPU could not be initialised",
 }
 """after these a GPU is not to be trusted until it was reset or exchanged"""
+SERIOUS = {
+    63: "a memory row will be remapped at the next reset",
+    92: "many correctable memory errors",
+    94: "a contained memory error",
+    154: "the driver recommends a recovery",
+}
 OF_PROGRAMS = {13: "a fault of a program", 31: "a page fault of a program", 43: "a program was stopped", 45: "cleanup"}
 ANOTHER = "restart the pod, or give it back and rent another"
 _WHY = (
-    ("Driver/library version mismatch", "the driver was exchanged under a running system", "reboot the machine"),
+    (
+        "Driver/library version mismatch",
+        "the driver was exchanged under a running system",
+        "reboot the machine (of a container: its host)",
+    ),
     ("couldn't communicate with the NVIDIA driver", "the kernel module is not loaded", "sudo modprobe nvidia"),
     ("Unknown Error", "a container lost its devices, or a GPU is broken", ANOTHER),
     ("Unable to determine the device handle", "a GPU does not answer", ANOTHER),
@@ -70,7 +80,7 @@ def _missing(pod: str, facts: PodFacts) -> Iterator[Finding]:
         return
     text = f"{there - len(facts.gpus)} of {there} GPUs missing: nvidia-smi lists {len(facts.gpus)}"
     listed = {g.index for g in facts.gpus}
-    if facts.gpus and (gaps := [str(i) for i in range(there) if i not in listed]):
+    if gaps := [str(i) for i in range(max(listed, default=0)) if i not in listed]:
         text += f" (not {', '.join(gaps)})"
     yield Finding("fail", "gpus", text, ANOTHER)
 
@@ -107,15 +117,12 @@ def _held(pod: str, gpu: Gpu, facts: PodFacts) -> Iterator[Finding]:
                 " from here (another container?)", ANOTHER,
             )  # fmt: skip
         return
-    told = [
-        f"{p.command} (pid {p.pid}, {p.user or 'user unknown'}"
-        + (f", {size(p.used_mib)})" if p.used_mib is not None else ")")
-        for p in holders
-    ]
+    told = [f"{p.command} (pid {p.pid} of {p.user})" if p.user else f"pid {p.pid} (seen by the host)" for p in holders]
     more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+    seen = ",".join(str(p.pid) for p in holders[:4] if p.user)
     yield Finding(
-        "warn", "gpu memory", f"GPU {gpu.index}: {size(gpu.used_mib)} are held by {', '.join(told[:4])}{more}",
-        f"orch pods exec {pod} -- ps -o user,pid,lstart,args -p {','.join(str(p.pid) for p in holders[:4])}",
+        "warn", "gpu memory", f"GPU {gpu.index} is in use by {', '.join(told[:4])}{more}: {size(gpu.used_mib)} are held",
+        f"orch pods exec {pod} -- ps -o user,pid,lstart,args -p {seen}" if seen else ANOTHER,
     )  # fmt: skip
 
 
@@ -128,7 +135,7 @@ def _xids(pod: str, facts: PodFacts) -> Iterator[Finding]:
         return
     counts = Counter((x.code, x.pci) for x in facts.xids)
     for (code, pci), times in sorted(counts.items()):
-        what = XIDS.get(code) or OF_PROGRAMS.get(code) or "see NVIDIA's list of XID errors"
+        what = XIDS.get(code) or SERIOUS.get(code) or OF_PROGRAMS.get(code) or "see NVIDIA's list of XID errors"
         text = (
             f"XID {code} ({what}) at {pci}" + (f", {times} times" if times > 1 else "") + ", since the machine started"
         )

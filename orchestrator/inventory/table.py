@@ -54,4 +54,4 @@ def runs_on(home: OrchHome, name: str) -> list[str]:
     """Ids of the runs that the index knows on a pod, newest first."""
     from orchestrator.runs.index import list_runs
 
-    return [row.run for row in list_runs(home, note=lambda _: None) if name in row.pods]
+    return [row.run for row in list_runs(home, note=lambda _: None) if row.pod == name or name in row.pods]
