@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.runs.health import outcome
 from orchestrator.runs.logs import last_lines
+from orchestrator.runs.mirror import floor_of
 from orchestrator.runs.reading import record_of
 from orchestrator.runs.render import harmless
 from orchestrator.runs.source import Source, as_source, fetch
@@ -64,7 +65,9 @@ def last_words(view: RunView) -> list[str]:
     rank = first_dead(view.ranks)
     if rank is None or view.state != RunState.FAILED:
         return []
-    lines = [harmless(line) for line in last_lines(view.run.rank_log(rank.rank), DEAD_RANK_LINES)]
+    path = view.run.rank_log(rank.rank)
+    floor = floor_of(view.run, path) if view.sight else 0
+    lines = [harmless(line) for line in last_lines(path, DEAD_RANK_LINES, floor)]
     return [f"the last {len(lines)} lines of rank {rank.rank} ({rank.verdict.why}):", *(f"  | {x}" for x in lines), ""]
 
 

@@ -122,9 +122,9 @@ def tail_offset(path: Path, lines: int) -> int:
     return start + at + 1
 
 
-def last_lines(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines as text, not yet harmless."""
-    reader = LogReader(path, offset=tail_offset(path, lines))
+def last_lines(path: Path, lines: int, floor: int = 0) -> list[str]:
+    """The last `lines` lines as text, not yet harmless; none that begins before byte `floor`."""
+    reader = LogReader(path, offset=max(floor, tail_offset(path, lines)))
     found: list[bytes] = []
     while new := reader.read(final=True):
         found += new

@@ -201,7 +201,8 @@ def _errors(chosen: Selection) -> list[dict[str, Any]]:
             entries.append({"rank": rank, "line": skipped + b.line, "why": None, "lines": list(b.lines)})
     for view in chosen.source.view().ranks:
         if view.health is RankHealth.DEAD and view.rank in chosen.starts:
-            lines = last_lines(chosen.run.rank_log(view.rank), DEAD_RANK_LINES)
+            path = chosen.run.rank_log(view.rank)
+            lines = last_lines(path, DEAD_RANK_LINES, chosen.source.floor(path))
             entries.append({"rank": view.rank, "line": None, "why": view.verdict.why, "lines": lines})
     return entries
 

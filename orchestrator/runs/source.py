@@ -183,8 +183,9 @@ class FarSource:
         return snapshot(self.run, self.mirror.index.pod_now, self.sight(time.time() if now is None else now))
 
     def floor(self, path: Path) -> int:
-        state = self.mirror.index.files.get(path.relative_to(self.run.path).as_posix())
-        return int(state[2][-1][0]) if state and isinstance(state[2], list) else 0
+        from orchestrator.runs.mirror import floor_of
+
+        return floor_of(self.run, path)
 
     def ask(self, op: str, **args: Any) -> dict[str, Any]:
         fields: dict[str, Any] = self.far_pod().call(f"runs.{op}", args).fields

@@ -11,6 +11,7 @@ sides bound what they take: a pod may lie about a length. Standard library only;
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,7 @@ MAX_JSON_BYTES = 32 << 20
 MAX_DATA_BYTES = 32 << 20
 _HEAD = struct.Struct(">II")
 _SMALL = 512
+_CODE = re.compile(r"E-[A-Z]{1,12}-[0-9]{3}")
 _KINDS: dict[str, type[OrchError]] = {
     kind.__name__: kind
     for kind in (errors.UsageError, errors.SpecError, errors.RefusedError, errors.ConflictError, errors.IntegrityError)
@@ -92,4 +94,5 @@ def error_of(row: object, pod: str) -> OrchError:
     kind = _KINDS.get(str(row.get("kind")), RemoteError)
     told = {k: v for k, v in row.items() if k in _FIELDS and k != "what" and isinstance(v, str | int | float)}
     texts: dict[str, Any] = {k: v if k == "value" else str(v) for k, v in told.items()}
-    return kind(str(row.get("code", "E-POD-010")), str(row.get("what", "failed")), **texts)
+    code = str(row.get("code"))
+    return kind(code if _CODE.fullmatch(code) else "E-POD-010", str(row.get("what", "failed")), **texts)

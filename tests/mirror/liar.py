@@ -1,0 +1,94 @@
+"""A hostile pod: a transport whose process speaks the wire protocol and says what the test wants it to say."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from pods.pod import FarPod
+from pods.remote.wire import GREETING, VERSION, pack, unpack
+from pods.transport.base import Process, Result
+from workloads.contract.errors import UnreachableError
+
+Lie = Callable[[dict[str, Any], bytes], bytes]
+
+
+class LiarProcess:
+    def __init__(self, lie: Lie) -> None:
+        self._lie, self._asked, self._said = lie, bytearray(), bytearray()
+        hello = {"v": VERSION, "home": "/root/.orch", "pid": 1, "now": 1.0}
+        self._said += f"{GREETING} {VERSION}\n".encode() + pack(hello)
+
+    def write(self, data: bytes, *, timeout_s: float) -> None:
+        self._asked += data
+        text, size = struct.unpack_from(">II", self._asked)
+        if len(self._asked) < 8 + text + size:
+            return
+        rest = bytes(self._asked)
+        self._asked.clear()
+
+        def take(count: int) -> bytes:
+            nonlocal rest
+            got, rest = rest[:count], rest[count:]
+            return got
+
+        self._said += self._lie(*unpack(take))
+
+    def read(self, *, timeout_s: float) -> bytes:
+        if not self._said:
+            raise UnreachableError("E-POD-001", "it says nothing")
+        chunk = bytes(self._said[: 1 << 20])
+        del self._said[: 1 << 20]
+        return chunk
+
+    def stderr(self) -> str:
+        return "\x1b[2Jcleared"
+
+    def close(self) -> None:
+        return
+
+
+class Liar:
+    name = "liar"
+
+    def __init__(self, lie: Lie) -> None:
+        self.lie = lie
+
+    def run(
+        self, argv: Sequence[str], *, timeout_s: float, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> Result:
+        return Result(tuple(argv), 0, "", "")
+
+    def start(self, argv: Sequence[str], *, timeout_s: float) -> Process:
+        return LiarProcess(self.lie)
+
+    def put(self, data: bytes, path: PurePosixPath, *, timeout_s: float, mode: int = 0o600) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def liar(lie: Lie) -> FarPod:
+    return FarPod("liar", Liar(lie))
+
+
+def says(fields: dict[str, Any], data: bytes = b"") -> Lie:
+    return lambda message, _: pack({"ok": True, "fields": fields}, data)
+
+
+def sync_of(run: str, files: object, *, data: bytes = b"", **more: Any) -> Lie:
+    told = {"files": files, "gone": more.pop("gone", []), "observed": more.pop("observed", {})}
+    return says({"now": 5.0, "keeper": True, "more": False, "listed": [], "runs": {run: told}, **more}, data)
+
+
+def raw_json(text: str) -> Lie:
+    body = text.encode()
+    return lambda message, _: struct.pack(">II", len(body), 0) + body
+
+
+def parsed(data: bytes) -> Any:
+    return json.loads(data) if data else {}
