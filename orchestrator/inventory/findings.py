@@ -101,7 +101,7 @@ def _disks(pod: str, facts: PodFacts) -> Iterator[Finding]:
             f"set `root:` of pod {pod} in pods.yaml to a directory that can be written",
         )  # fmt: skip
     if root is not None:
-        yield from _root_disk(pod, root, where)
+        yield from _root_disk(pod, root, where, full_is_told=facts.root_writable is False)
     if tmp is not None and tmp.free_mib is not None and tmp.free_mib < TMP_WARN_MIB:
         yield Finding(
             "warn", "tmp", f"/tmp has {size(tmp.free_mib)} free",
@@ -119,9 +119,10 @@ def _disks(pod: str, facts: PodFacts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _root_disk(pod: str, root: Disk, where: str) -> Iterator[Finding]:
+def _root_disk(pod: str, root: Disk, where: str, *, full_is_told: bool) -> Iterator[Finding]:
     fix = f"free some space there, or set `root:` of pod {pod} in pods.yaml to another disk"
-    if root.free_mib and root.free_mib < DISK_WARN_MIB:
+    told = full_is_told and root.free_mib == 0
+    if root.free_mib is not None and root.free_mib < DISK_WARN_MIB and not told:
         level: Level = "fail" if root.free_mib < DISK_FAIL_MIB else "warn"
         yield Finding(level, "disk", f"{size(root.free_mib)} are free for {where} (on {root.mount or root.path})", fix)
     if root.inodes and root.inodes_free is not None and root.inodes_free < INODES_WARN:

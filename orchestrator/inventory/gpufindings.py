@@ -121,7 +121,8 @@ def _held(pod: str, gpu: Gpu, facts: PodFacts) -> Iterator[Finding]:
     more = f" and {len(told) - 4} more" if len(told) > 4 else ""
     seen = ",".join(str(p.pid) for p in holders[:4] if p.user)
     yield Finding(
-        "warn", "gpu memory", f"GPU {gpu.index} is in use by {', '.join(told[:4])}{more}: {size(gpu.used_mib)} are held",
+        "warn", "gpu memory",
+        f"GPU {gpu.index} is in use by {', '.join(told[:4])}{more}: {size(gpu.used_mib)} are held",
         f"orch pods exec {pod} -- ps -o user,pid,lstart,args -p {seen}" if seen else ANOTHER,
     )  # fmt: skip
 

@@ -125,7 +125,8 @@ def _with_resources(facts: PodFacts, sections: Sections, about: dict[str, str]) 
     by_name = {d.what: d for d in disks}
     shm, root = by_name.get("shm"), by_name.get("root")
     return dataclasses.replace(
-        facts, cpu_affinity=affinity, cpu_quota=quota, cpus=max(1, int(min(x for x in (affinity, quota, 1e6) if x))),
+        facts, cpu_affinity=affinity, cpu_quota=quota,
+        cpus=max(1, int(min((x for x in (affinity, quota) if x), default=1))),
         ram_mib=min(ram_mib, limit_mib) if limit_mib is not None else ram_mib,
         ram_available_mib=min(available_mib, left // MIB) if left is not None else available_mib,
         ram_limit_mib=limit_mib, cpu_model=parse.printable(about.get("cpu_model"), 100), disks=disks,
@@ -182,14 +183,15 @@ def _gpus(sections: Sections) -> tuple[tuple[Gpu, ...], str | None]:
         if section is None:
             continue
         if section.late:
-            return (), "nvidia-smi does not answer (it was given up)"
+            return (), "nvidia-smi does not answer"
         if section.status is None:
             return (), "the answer of nvidia-smi did not come whole"
         if section.status == "0":
             return parse_gpu_lines(section.text) if section.text.strip() else ((), "nvidia-smi printed nothing")
         code = int(section.status) if section.status.isdigit() else 1
         return parse_nvidia_smi(Result((), code, section.text, ""))
-    return (), None
+    about = sections.get("nvidia")
+    return (), None if about and "\nsmi" in f"\n{about.text}" else "the answer about GPUs did not come"
 
 
 def _with_clock(facts: PodFacts, begin: str, end: str, asked: float, took_s: float) -> PodFacts:

@@ -40,9 +40,9 @@ lim() {{
   if [ -n "$T" ]; then "$@" >"$T/o" 2>"$T/e" & else "$@" & fi
   c=$!
   (
-    sleep "$limit" & s=$!
-    trap 'kill $s; exit 0' TERM
-    wait $s
+    trap '[ $! = $c ] || kill $!; exit 0' TERM
+    sleep "$limit" &
+    wait $!
     read -r _ _ _ p _ </proc/self/stat && [ "$p" = $$ ] && kill -USR1 $$
   ) >/dev/null & w=$!
   wait $c; r=$?

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pods.facts import gpus as gpus_module
 from pods.facts import Gpu, local_facts, parse_cpu_max, parse_meminfo, parse_nvidia_smi
+from pods.facts import gpus as gpus_module
 from pods.transport.base import Result
 from pods.transport.local import LocalTransport
 from workloads.contract.errors import UnreachableError
