@@ -26,13 +26,15 @@ demo: setup
 # A run on a machine from nothing: make train REMOTE_HOST=root@203.0.113.7:40022 JOB=tiny   (the whole ssh line works too)
 # Shows the machine's key and asks when it is new. Without REMOTE_HOST or POD: on this machine.
 JOB ?= tiny
-POD ?= $(if $(REMOTE_HOST),$(shell $(BIN)/python -m orchestrator.inventory.podname "$$REMOTE_HOST"))
+POD ?=
 export REMOTE_HOST
 ORCH := $(BIN)/orch
 
 train: setup
-	@$(if $(REMOTE_HOST),$(ORCH) pods add --if-missing $(POD) "$$REMOTE_HOST")
-	$(ORCH) launch $(JOB) $(if $(POD),--pod $(POD)) --follow
+	@pod='$(POD)'; if [ -n "$$REMOTE_HOST" ]; then \
+	  if [ -z "$$pod" ]; then pod=$$($(BIN)/python -m orchestrator.inventory.podname "$$REMOTE_HOST") || exit; fi; \
+	  $(ORCH) pods add --if-missing "$$pod" "$$REMOTE_HOST" || exit; fi; \
+	$(ORCH) launch $(JOB) $${pod:+--pod "$$pod"} --follow
 
 # How runs are doing; with POD= those on one pod.
 status: setup

@@ -8,6 +8,8 @@ are none against the person's own known_hosts. Called by `orch pods ssh`.
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -78,7 +80,17 @@ def _options(path: Path, alias: str, key: str, proxy: str | None) -> list[str]:
         "ControlPath=none",
         *([f"ProxyCommand={proxy}"] if proxy else []),
     ]
-    return [word for option in options for word in ("-o", option)]
+    return [*_config_file(), *(word for option in options for word in ("-o", option))]
+
+
+def _config_file() -> list[str]:
+    """`-F` where HOME is not the home of /etc/passwd: ssh looks only there, and would read another configuration."""
+    path = Path.home() / ".ssh" / "config"
+    try:
+        same = Path(pwd.getpwuid(os.getuid()).pw_dir) == Path.home()
+    except KeyError:
+        same = False
+    return ["-F", str(path)] if not same and path.is_file() else []
 
 
 def _config_path(path: Path) -> str:
