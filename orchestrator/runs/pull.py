@@ -21,7 +21,7 @@ from workloads.contract.rundir import RunDir, step_of_checkpoint
 
 MAX_FILES = 16_384
 RESERVE_BYTES = 256 << 20
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
+_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._][A-Za-z0-9._-]{0,127}", re.ASCII)  # DCP writes `.metadata`
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 Progress = Callable[[str, int, int | None], None]
 """(what is fetched, bytes so far, bytes in all when known)"""

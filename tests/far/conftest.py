@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Far:
 
     def launch(self, *args: str) -> RunDir:
         """Launch on the pod; the run's directory there."""
-        return self.run_there(self.orch.json("launch", "--pod", POD, *args)["run"])
+        return self.run_there(json.loads(self.orch("launch", "--json", "--pod", POD, *args))["run"])
 
     def another_operator(self) -> Orch:
         """A machine that never saw the runs, with the same pod."""
