@@ -135,10 +135,7 @@ def blobs(home: OrchHome, args: Mapping[str, Any], data: bytes) -> Answer:
 def piece(home: OrchHome, args: Mapping[str, Any], data: bytes) -> Answer:
     """{sha256, size, offset} and bytes of a large file -> {have}"""
     sha256, size, offset = want(args, "sha256", str), want(args, "size", int), want(args, "offset", int)
-    store = Store(home)
-    if store.has(sha256, size):
-        return Answer({"have": size})
-    return Answer({"have": store.append(sha256, size, offset, data)})
+    return Answer({"have": Store(home).append(sha256, size, offset, data)})
 
 
 def commit(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:

@@ -94,10 +94,11 @@ class Store:
         path, part = self.object(sha256), self._part(sha256)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(part) as fd:
+            if self.has(sha256, size):  # somebody else has finished it meanwhile
+                part.unlink(missing_ok=True)
+                return size
             have = os.fstat(fd).st_size
             if offset > have:
-                if self.has(sha256, size):  # somebody else has finished it meanwhile
-                    return size
                 raise ConflictError("E-CODE-009", "bytes are missing before these", where=str(part), value=offset)
             os.lseek(fd, offset, os.SEEK_SET)
             write_all(fd, data)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
     `durable=False` skips both fsyncs: for state that is rewritten every second and can be recomputed.
     Raises OSError (disk full, read-only) with the old file untouched and no temporary file left.
     """
-    tmp = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    tmp = path.with_name(f"{path.name}.tmp.{threading.get_native_id()}")  # no other thread or process has it
     try:
         fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
