@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,11 +22,17 @@ T = TypeVar("T")
 
 def record_of(cls: type[T], row: Mapping[str, Any]) -> T | None:
     """`row` as a record of `cls`, of which only well-typed fields are used; None when a required one is missing."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     good = {k: v for k, v in row.items() if k in hints and fits(v, hints[k])}
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     return from_wire(cls, good) if all(name in good for name in required) else None
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Types of a record's fields: they are source text until they are looked up, which costs 0.2 ms."""
+    return get_type_hints(cls)
 
 
 def fits(value: Any, hint: Any) -> bool:
