@@ -1,8 +1,9 @@
 """Another machine over SSH: the transport seam on one connection that is made at first use and made again when lost.
 
 It takes /bin/sh and dd on the far side and nothing else: no SFTP, no tar, no particular login shell. A call during
-which the connection is lost raises; the next call connects again. A command that was begun is not ended by a lost
-connection, nor told of it: what must be known about it is in files on the pod.
+which the connection is lost raises; the next call connects again. A command that was begun is ended neither by a lost
+connection nor by a timeout here: what must be known about it is in files on the pod, and what may hang there needs a
+limit there.
 
     E-SSH-040 the connection was lost   041 no answer in time   042 no more sessions   043 no commands are run
     E-SSH-044 the login shell ended first   046 the command's shell was ended   049 a file cannot be written

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -19,6 +22,8 @@ from pods.transport.tunnel import open_tunnel
 from tests.lab.sshd import Sshd, free_port
 from tests.ssh.conftest import Connect, MakeSshd
 from workloads.contract.errors import OrchError, RemoteError, UnreachableError
+
+ROOT = Path(__file__).parents[2]
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -149,3 +154,32 @@ def test_all_at_once_but_never_more_than_the_limit() -> None:
     most = 0
     each(range(9), work, limit=3)
     assert most == 3
+
+
+def test_ctrl_c_ends_a_tunnel_and_the_program_that_holds_it(sshd: Sshd, page: int, home: Path) -> None:
+    """With a connection under way, and a thread of the fleet that still waits."""
+    program = f"""
+import threading
+from pods.transport.fleet import each
+from pods.transport.ssh import SshTransport
+from pods.transport.tunnel import open_tunnel
+from workloads.contract.config.inventory import PodSpec
+spec = PodSpec(ssh={sshd.target!r}, host_key={sshd.host_key!r}, identity={str(sshd.identity)!r})
+transport = SshTransport("box", spec)
+with open_tunnel(transport, "127.0.0.1", {page}) as tunnel:
+    print(tunnel.local_port, flush=True)
+    each([1], lambda _: transport.run(["sleep", "100"], timeout_s=100))
+"""
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        port = int(process.stdout.readline())
+        assert get(port) == 1_200_000
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            process.send_signal(signal.SIGINT)
+            started = time.monotonic()
+            assert process.wait(timeout=20) == -signal.SIGINT
+        assert time.monotonic() - started < 5
+        assert process.stderr.read().rstrip().endswith("KeyboardInterrupt")
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
