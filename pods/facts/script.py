@@ -40,7 +40,7 @@ lim() {{
   if [ -n "$T" ]; then "$@" >"$T/o" 2>"$T/e" & else "$@" & fi
   c=$!
   (
-    trap '[ $! = $c ] || kill $!; exit 0' TERM
+    trap '[ $! = $c ] || kill $!; exit 0' ALRM
     sleep "$limit" &
     wait $!
     read -r _ _ _ p _ </proc/self/stat && [ "$p" = $$ ] && kill -USR1 $$
@@ -50,7 +50,7 @@ lim() {{
     k=; read -r k </proc/$c/task/$c/children
     kill -9 $c $k; r=late
   else
-    kill $w
+    kill -ALRM $w  # not one that this shell traps: between fork and trap it would be lost
   fi
   if [ -n "$T" ]; then
     [ -s "$T/o" ] && head -c 65536 "$T/o"

@@ -102,13 +102,15 @@ def test_a_hung_nvidia_smi_costs_its_limit_and_spoils_nothing_else(
     if shutil.which(shell.split()[0]) is None:
         pytest.skip(f"{shell} is not installed")
     began = time.monotonic()
-    facts = collect(Through(shell, {**bare, "FAKE": how}), gpu_timeout_s=1)
-    assert 0.9 < time.monotonic() - began < 5
+    facts = collect(Through(shell, {**bare, "FAKE": how}), gpu_timeout_s=0.4)
+    assert 0.4 <= time.monotonic() - began < 5
     assert facts.gpus == () and facts.gpu_error == "nvidia-smi does not answer"
     assert facts.unasked == ("gpus",) and facts.disk("root") is not None and facts.pythons
     assert files_below(bare["TMPDIR"]) == []
-    time.sleep(0.05)
-    assert [p for p in Path("/proc").glob("[0-9]*/environ") if mine(p, bare)] == []  # nothing of it stays behind
+    deadline = time.monotonic() + 2  # a shell that was told to end may still be about to
+    while left := [p for p in Path("/proc").glob("[0-9]*/environ") if mine(p, bare)]:
+        assert time.monotonic() < deadline, [(p.parent / "cmdline").read_bytes() for p in left]
+        time.sleep(0.02)
 
 
 def mine(environ: Path, bare: dict[str, str]) -> bool:
