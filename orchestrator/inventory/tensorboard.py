@@ -23,13 +23,17 @@ END_S = 5.0
 _ADDRESS = re.compile(rb"https?://[^\s/:]+:(\d{1,5})/")
 _HAS = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorboard') is None)"
 _WITH_INPUT = """
-"$@" </dev/null 2>&1 &
+exec 3<&0
+"$@" </dev/null 2>&1 3<&- &
 p=$!
-trap 'kill $p 2>/dev/null' 0 1 2 15
-cat >/dev/null
-kill $p 2>/dev/null
+( cat >/dev/null; kill $p ) <&3 >/dev/null 2>&1 &
+c=$!
+trap 'kill $p $c 2>/dev/null' 1 2 15
+exec 3<&-
 wait $p
+kill $c 2>/dev/null
 """
+"""the program in "$@" until it ends or standard input does"""
 
 
 def here() -> list[str] | None:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.inventory.podname import pod_name
 from pods.sshline import parse_line
 from pods.transport.target import parse_ssh
+from workloads.contract.config.inventory import Inventory, PodSpec
 from workloads.contract.errors import OrchError, UsageError
 
 
@@ -91,3 +93,15 @@ def test_any_words_give_a_target_or_an_error(words: list[str]) -> None:
         assert isinstance(e, UsageError) or e.code.startswith("E-SSH")
     else:
         parse_ssh(found.ssh)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("root@203.0.113.7:40022", "pod-203-0-113-7"), ("ada@gpu1.lab.example", "gpu1-lab-example"), ("box", "taken"),
+        ("ssh -p 2222 ada@box", "box"), ("ada@taken:2222", "taken-2222"), ("root@" + "a" * 60, "a" * 39),
+    ],
+)  # fmt: skip
+def test_a_name_for_a_machine_without_one(text: str, name: str) -> None:
+    """Of `make train REMOTE_HOST=...`: the name it has, else one made of the host that no other has."""
+    assert pod_name(Inventory(pods={"taken": PodSpec(ssh="box")}), text) == name

@@ -1,0 +1,130 @@
+"""Pages of a pod on this machine: TensorBoard's life, and Ray's dashboard with its token."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.inventory.tensorboard import Here, OnPod, here, on_pod
+from pods.transport.ssh import SshTransport
+from tests.cli.conftest import Orch, make_run
+from tests.far.conftest import Far, far  # noqa: F401
+from tests.inventory.conftest import MakeSshd
+from tests.inventory.test_commands import add
+from tests.lab.sshd import Sshd
+from workloads.contract.config.inventory import PodSpec
+from workloads.contract.errors import RemoteError
+from workloads.contract.rundir import OrchHome
+
+# what a TensorBoard is to orch: a program that listens on loopback, says its address, and runs until it is ended
+LISTENS = ["/bin/sh", "-c", f"exec {sys.executable} -u -m http.server 0 --bind 127.0.0.1", "sh"]
+
+
+def get(url: str, token: str | None = None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as e:
+        return e.code
+
+
+def gone(check: Callable[[], object], timeout_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not check():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def transport_of(sshd: Sshd) -> SshTransport:
+    return SshTransport("box", PodSpec(ssh=sshd.target, host_key=sshd.host_key, identity=str(sshd.identity)))
+
+
+def test_it_ends_with_the_command_and_with_the_connection(sshd: Sshd) -> None:
+    transport = transport_of(sshd)
+    try:
+        for end in ("close", "cut"):
+            page = OnPod.start(transport, LISTENS, "/nowhere")
+            assert get(f"http://127.0.0.1:{page.port}/") == 200
+            assert sshd.commands()
+            if end == "close":
+                page.close()
+            else:
+                sshd.drop_connections()
+            assert gone(sshd.commands), f"left after {end}"
+    finally:
+        transport.close()
+
+
+def test_it_ends_with_the_command_here(tmp_path: Path) -> None:
+    page = Here.start(LISTENS, tmp_path)
+    assert get(f"http://127.0.0.1:{page.port}/") == 200
+    page.close()
+    assert page.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("argv", [["/bin/sh", "-c", "echo no module; exit 1"], ["/bin/sh", "-c", ":"]])
+def test_one_that_ends_at_once_is_told(sshd: Sshd, tmp_path: Path, argv: list[str]) -> None:
+    transport = transport_of(sshd)
+    try:
+        with pytest.raises(RemoteError) as e:
+            OnPod.start(transport, argv, "/nowhere")
+        assert e.value.code == "E-PODS-085"
+        with pytest.raises(RemoteError):
+            Here.start(argv, tmp_path)
+        assert gone(sshd.commands)
+    finally:
+        transport.close()
+
+
+@pytest.mark.skipif(here() is not None, reason="TensorBoard is installed here")
+def test_installed_nowhere(orch: Orch, home: OrchHome) -> None:
+    home.runs.mkdir(parents=True)
+    ran = orch("tensorboard", make_run(home).run.run_id)
+    assert ran.code == 3 and "E-PODS-087" in ran.err and "pip install tensorboard" in ran.err
+
+
+def test_it_is_looked_for_with_the_interpreters_of_the_run(sshd: Sshd) -> None:
+    transport = transport_of(sshd)
+    try:
+        assert on_pod(transport, ["/nowhere/python", "sh"]) is None
+    finally:
+        transport.close()
+
+
+def test_no_dashboard_without_ray(orch: Orch, make_sshd: MakeSshd) -> None:
+    assert add(orch, "box", make_sshd(), "--python", sys.executable).code == 0
+    for name in ("box", "local"):
+        ran = orch("dashboard", name)
+        assert ran.code == 6 and f"Ray is not up on pod {name}" in ran.err
+    assert orch("dashboard").code == 2 and orch("dashboard", "nope").code == 2
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_dashboard_of_a_run_on_a_pod(far: Far) -> None:  # noqa: F811
+    run = far.launch("--name", "page", "--", "sleep", "600")
+    far.there.wait(run, "running")
+    process = far.orch.popen("dashboard", run.run_id, "--show-token", "--json")
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["url"].startswith("http://127.0.0.1:") and told["pod"] == "box"
+        assert get(f"{told['url']}/api/version") == 401
+        assert get(f"{told['url']}/api/version", told["token"]) == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+        far.orch("halt", run.run_id, "--now")
