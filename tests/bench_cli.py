@@ -9,23 +9,21 @@ wants them; `--save` appends those to a file. Exit 1 when a limit is exceeded.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench_launch import cold_and_warm_s  # noqa: E402
+from tests.benchrows import Row, report  # noqa: E402
 from workloads.contract.files import atomic_write_json, dump_json  # noqa: E402
 from workloads.contract.process import ProcId  # noqa: E402
 from workloads.contract.records import Status, as_wire  # noqa: E402
@@ -35,18 +33,6 @@ from workloads.runtime.rankenv import RankEnv  # noqa: E402
 
 HEAVY = ("torch", "ray", "datasets", "paramiko", "fabric", "pydantic")
 BEATS = 20_000
-
-
-@dataclass(frozen=True)
-class Row:
-    case: str
-    value: float
-    unit: str
-    limit: float | None
-
-    @property
-    def verdict(self) -> str:
-        return "-" if self.limit is None else "ok" if self.value <= self.limit else "OVER"
 
 
 def median_s(argv: Sequence[str], env: dict[str, str], repeat: int) -> float:
@@ -138,25 +124,6 @@ def measure(repeat: int, venv: Path | None, *, launch: bool) -> list[Row]:
     return rows
 
 
-def where_and_when() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release().split('-')[0]}",
-        "python": platform.python_version(),
-        "typer": metadata.version("typer"),
-        "commit": commit.stdout.strip() or None,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "make bench-cli",
-    }
-
-
-def line_of(row: Row, facts: dict[str, object]) -> str:
-    goal = "" if row.limit is None else f"<= {row.limit:g} {row.unit}"
-    value = float(f"{row.value:.3g}")
-    figures = {"case": row.case, "value": value, "unit": row.unit, "goal": goal, "verdict": row.verdict}
-    return json.dumps({"v": 1, "suite": "cli", **figures, **facts})
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the orch command costs.")
     parser.add_argument("--repeat", type=int, default=11)
@@ -165,18 +132,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="append the JSON lines to this file")
     args = parser.parse_args()
     rows = measure(args.repeat, args.operator_venv, launch=args.launch)
-    print(f"{'case':<36} {'measured':>8} {'':<8} {'goal':<10}")
-    for r in rows:
-        limit = "-" if r.limit is None else f"{r.limit:g} {r.unit}"
-        print(f"{r.case:<36} {r.value:>8.3g} {r.unit:<8} {limit:<10} {r.verdict}")
-    facts = where_and_when()
-    lines = [line_of(r, facts) for r in rows]
-    print("\n".join(lines))
-    if args.save is not None:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        with args.save.open("a") as f:
-            f.writelines(f"{line}\n" for line in lines)
-    return int(any(r.verdict == "OVER" for r in rows))
+    return report(rows, "cli", "make bench-cli", args.save)
 
 
 if __name__ == "__main__":

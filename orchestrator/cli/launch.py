@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.jobs.jobfile import LoadedJob
     from orchestrator.jobs.launch import OnTime, Prepared
     from orchestrator.runs.source import Source
+    from orchestrator.runs.waiting import Live
 
 
 def init(
@@ -57,10 +58,15 @@ def launch(
     where = [f"pods=[{', '.join(pods)}]"] if pods else []
     loaded = _load(job, ctx.obj, [*(sets or []), *where], name, cwd)
     from orchestrator.jobs.launch import prepare
+    from orchestrator.runs.waiting import Live
 
     began = time.monotonic()
-    on_time = _stages(silent=json or dry_run)
-    prepared = prepare(loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time)
+    live = Live(silent=json or dry_run)
+    on_time = _stages(live)
+    prepared = prepare(
+        loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time,
+        say=lambda text: live.status(f"    {text}", time.monotonic()),
+    )  # fmt: skip
     try:
         if dry_run:
             plan = prepared.plan
@@ -73,14 +79,10 @@ def launch(
         prepared.close()
 
 
-def _stages(*, silent: bool) -> OnTime:
+def _stages(live: Live) -> OnTime:
     from orchestrator.runs.render import duration
 
-    def on_time(stage: str, seconds: float) -> None:
-        if not silent:
-            say(f"  {stage:<16} {duration(seconds)}")
-
-    return on_time
+    return lambda stage, seconds: live.line(f"  {stage:<16} {duration(seconds)}")
 
 
 def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | None, cwd: Path) -> LoadedJob:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.jobs.interpreter import Interpreter
 from orchestrator.jobs.jobfile import LoadedJob
-from orchestrator.jobs.site import OnStage, Survey, rank_env
+from orchestrator.jobs.site import OnStage, Say, Survey, rank_env
 from pods.access import open_pod
 from pods.environment.ensure import ensure_environment, ensure_python
 from pods.environment.spec import EnvSpec, wanted
@@ -37,8 +37,8 @@ class Code:
 
 
 class FarSite:
-    def __init__(self, loaded: LoadedJob, name: str, spec: PodSpec, home: OrchHome, cwd: Path) -> None:
-        self.loaded, self.name, self.spec, self.home, self.cwd = loaded, name, spec, home, cwd
+    def __init__(self, loaded: LoadedJob, name: str, spec: PodSpec, home: OrchHome, cwd: Path, say: Say) -> None:
+        self.loaded, self.name, self.spec, self.home, self.cwd, self.say = loaded, name, spec, home, cwd, say
         self.pod = open_pod(home, name, spec)
         self._facts: PodFacts | None = None
         self._environment: EnvSpec | None = None
@@ -51,7 +51,7 @@ class FarSite:
         try:
             there = self.pod.home
         except NeedsPython:
-            ensure_python(self.pod.transport, facts, self.home, lambda text: None)
+            ensure_python(self.pod.transport, facts, self.home, self.say)
             there = self.pod.home
         named = [p for p in (job.python, self.spec.python) if p is not None]
         env_spec = wanted(facts, _requirements(self.loaded, self.cwd))
@@ -115,13 +115,13 @@ class FarSite:
     def bring(self, on_stage: OnStage) -> None:
         assert self._facts is not None, "survey comes first"
         if self._environment is not None:
-            ensure_environment(self.pod, self._facts, self._environment, self.home, lambda text: None)
+            ensure_environment(self.pod, self._facts, self._environment, self.home, self.say)
             on_stage("environment")
-        push_tree(self.pod)
+        push_tree(self.pod, self.say)
         on_stage("tree")
         if self._snapshot is not None:
             try:
-                push_snapshot(self.pod, self._snapshot, home=self.home)
+                push_snapshot(self.pod, self._snapshot, home=self.home, say=self.say)
             except FileChanged as e:
                 raise LocalError(
                     e.code, "a file was saved while the launch was on its way", where=e.where, fix="launch again"

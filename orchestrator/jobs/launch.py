@@ -17,7 +17,7 @@ from orchestrator.jobs.code import code_state
 from orchestrator.jobs.jobfile import LoadedJob
 from orchestrator.jobs.place import choose_pod
 from orchestrator.jobs.plan import LaunchContext, Plan, make_plan
-from orchestrator.jobs.site import LocalSite, Site
+from orchestrator.jobs.site import LocalSite, Say, Site
 from orchestrator.runs import index
 from pods.inventory import load_inventory
 from pods.remote.home import user_name
@@ -57,14 +57,22 @@ def prepare(
     cwd: Path,
     environ: Mapping[str, str],
     on_time: OnTime = lambda stage, seconds: None,
+    say: Say = lambda text: None,
 ) -> Prepared:
-    """The plan of a launch. Reads the inventory, the facts of the pod and the state of the code."""
+    """The plan of a launch. Reads the inventory, the facts of the pod and the state of the code.
+
+    `say` hears what a long stage does meanwhile, here and in `submit`.
+    """
     spec, now, began = loaded.spec, time.time(), time.monotonic()
     chosen = make_run_id(spec.name, now) if run_id is None else _checked_id(run_id, spec.name)
     inventory = load_inventory(home)
     name, pod_spec = choose_pod(spec, inventory, loaded.where)
     secrets = _secrets(spec.secrets, environ, home)
-    site = _site(loaded, name, pod_spec, home, cwd, environ)
+    site: Site
+    if pod_spec.local:
+        site = LocalSite(loaded, pod_spec, home, cwd, environ)
+    else:
+        site = _far(loaded, name, pod_spec, home, cwd, say)
     try:
         seen = site.survey(chosen)
         context = LaunchContext(
@@ -151,12 +159,10 @@ def _submitted_but(run_id: str, e: OrchError) -> OrchError:
     )  # fmt: skip
 
 
-def _site(loaded: LoadedJob, name: str, spec: PodSpec, home: OrchHome, cwd: Path, environ: Mapping[str, str]) -> Site:
-    if spec.local:
-        return LocalSite(loaded, spec, home, cwd, environ)
-    from orchestrator.jobs.farsite import FarSite
+def _far(loaded: LoadedJob, name: str, spec: PodSpec, home: OrchHome, cwd: Path, say: Say) -> Site:
+    from orchestrator.jobs.farsite import FarSite  # SSH is imported for pods that need it
 
-    return FarSite(loaded, name, spec, home, cwd)
+    return FarSite(loaded, name, spec, home, cwd, say)
 
 
 def _secrets(names: Sequence[str], environ: Mapping[str, str], home: OrchHome) -> Mapping[str, str]:

@@ -27,6 +27,7 @@ from workloads.contract.errors import SpecError
 from workloads.contract.rundir import OrchHome
 
 OnStage = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
