@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pods.copy import push_file
+from pods.environment.carry import send
 from pods.environment.home import Say, own_uv, run_here
 from pods.environment.spec import Platform
 from pods.pod import Pod
@@ -67,7 +67,8 @@ T=../.new.$B.$$
 trap 'rm -rf "$T" blob.$$' 0
 trap 'exit 1' 1 2 15
 mkdir "$T"
-cat piece.* | gzip -dc >blob.$$
+again() { rm -f piece.* index check.py; exit 1; }
+cat piece.* | gzip -dc >blob.$$ || again
 exec 3<blob.$$
 while IFS=' ' read -r kind a b c; do
   case $kind in
@@ -77,7 +78,7 @@ while IFS=' ' read -r kind a b c; do
        if [ "$kind" = x ]; then chmod 700 "$T/$c"; fi ;;
   esac
 done <index
-"$T/bin/python3" -I -S check.py "$T" index
+"$T/bin/python3" -I -S check.py "$T" index || again
 "$T/bin/python3" -I -S -c 'import ssl, zlib, hashlib, ctypes, subprocess' ||
   { printf 'ORCH-BAD\n'; exit 1; }
 [ -d "../$B" ] || mv "$T" "../$B"
@@ -140,7 +141,7 @@ def bring_python(pod: Pod, home: OrchHome, minor: str, platform: Platform, say: 
     folder = pod.home.path / "python" / f".incoming.{pack.sha256[:12]}"
     say(f"sending Python {pack.build} ({pack.size / 1e6:.0f} MB)")
     for name in (INDEX, BLOB):
-        push_file(pod, pack.folder / name, str(folder / name))
+        send(pod, pack.folder / name, str(folder / name))
     answer = pod.call("env.unpack", {"build": pack.build, "pack": str(folder)}, timeout_s=UNPACK_S)
     return str(answer.fields["python"])
 
