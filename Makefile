@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: train status logs monitor train-prime status-prime logs-prime monitor-prime
-.PHONY: setup demo test test-long lint lab gpu evidence bench-cli clean
+.PHONY: setup demo test test-long lint lab gpu evidence bench-cli bench-ssh clean
 
 setup: $(READY)
 
@@ -78,6 +78,10 @@ bench-cli: setup
 	rm -rf build/operator && $(PYTHON) -m venv build/operator
 	build/operator/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt .
 	$(BIN)/python -m tests.bench_cli --launch --operator-venv build/operator --save runbooks/results/cli.jsonl
+
+# What pods over SSH cost, against real sshds on loopback; the rows are appended to runbooks/results/ssh.jsonl.
+bench-ssh: setup system-packages
+	$(BIN)/python -m tests.bench_ssh --save runbooks/results/ssh.jsonl
 
 # README's figures, rebuilt from runbooks/results/*.jsonl; fails on one without row, machine, date or commit.
 evidence: setup

@@ -72,6 +72,8 @@ def launch(
             plan = prepared.plan
             emit({"v": 1, "plan": plan.as_dict()}) if json else say(plan.render())
             return
+        for warning in prepared.plan.warnings:
+            hint(f"warning: {warning}")
         run = _submit(prepared, on_time, json=json, quiet=json and follow)
         if follow:
             raise typer.Exit(_follow(run, began, json=json))

@@ -71,7 +71,7 @@ def _listing(pod: str, facts: PodFacts) -> Iterator[Finding]:
         )  # fmt: skip
     elif not facts.gpus and not facts.gpu_devices and not facts.gpu_known:
         fix = "docker run --gpus all" if facts.smi else None
-        yield Finding("warn", "gpus", "there is no GPU", fix)
+        yield Finding("warn", "no-gpu", "there is no GPU", fix)
 
 
 def _missing(pod: str, facts: PodFacts) -> Iterator[Finding]:

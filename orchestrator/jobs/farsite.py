@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from orchestrator.inventory.findings import judge
 from orchestrator.jobs.interpreter import Interpreter
 from orchestrator.jobs.jobfile import LoadedJob
 from orchestrator.jobs.site import OnStage, Say, Survey, rank_env
@@ -71,7 +72,7 @@ class FarSite:
             cwd=code.cwd or str(look["env"]["HOME"]), env=rank_env(look["env"], rank.path), rank_python=rank,
             orch_python=orch, brings=tuple(self._brings()), snapshot=code.snapshot.id if code.snapshot else None,
             there=look["run"]["there"] is True,
-            notes=tuple(notes(code.snapshot, job.command or ()) if code.snapshot else ()),
+            notes=(*_preflight(self.name, facts), *(notes(code.snapshot, job.command or ()) if code.snapshot else ())),
         )  # fmt: skip
 
     def _choose(self, job: JobSpec, found: dict[str, Interpreter], built: str) -> tuple[Interpreter, Interpreter]:
@@ -127,6 +128,12 @@ class FarSite:
                     e.code, "a file was saved while the launch was on its way", where=e.where, fix="launch again"
                 ) from e
             on_stage("code")
+
+
+def _preflight(pod: str, facts: PodFacts) -> list[str]:
+    """What `orch pods check` would complain of."""
+    told = [f for f in judge(pod, facts) if f.level != "note" and f.name != "no-gpu"]  # the plan tells the GPUs
+    return [f"pod {pod}: {f.text}" + (f" ({f.fix})" if f.fix else "") for f in told]
 
 
 def _requirements(loaded: LoadedJob, cwd: Path) -> Path | None:
