@@ -139,11 +139,14 @@ def bring_python(pod: Pod, home: OrchHome, minor: str, platform: Platform, say: 
     """As `bring_to_bare` for a version that the pod lacks beside the one that it has."""
     pack = packed(home, minor, platform, say)
     folder = pod.home.path / "python" / f".incoming.{pack.sha256[:12]}"
+    told = {"build": pack.build, "pack": str(folder)}
+    found = pod.call("env.unpack", told, timeout_s=UNPACK_S).fields.get("python")
+    if isinstance(found, str):
+        return found
     say(f"sending Python {pack.build} ({pack.size / 1e6:.0f} MB)")
-    for name in (INDEX, BLOB):
+    for name in (INDEX, BLOB):  # the blob last: with it the pack is whole
         send(pod, pack.folder / name, str(folder / name))
-    answer = pod.call("env.unpack", {"build": pack.build, "pack": str(folder)}, timeout_s=UNPACK_S)
-    return str(answer.fields["python"])
+    return str(pod.call("env.unpack", told, timeout_s=UNPACK_S).fields["python"])
 
 
 def _ask(transport: Transport, root: str | None, incoming: str) -> Bare:

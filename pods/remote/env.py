@@ -20,7 +20,7 @@ from pods.remote.dispatch import Answer, Operation, want
 from pods.remote.envdir import EnvDir, pythons, size_of
 from pods.remote.envgc import collect
 from pods.remote.envsay import harmless, last_line
-from pods.remote.pythonpack import unpack_build
+from pods.remote.pythonpack import BLOB, unpack_build
 from workloads.contract.errors import ConflictError, RemoteError
 from workloads.contract.files import atomic_write_json, read_tail, try_read_json
 from workloads.contract.rundir import OrchHome
@@ -138,11 +138,17 @@ def remove(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
 
 
 def unpack(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
-    """{build, pack} -> {python}: a build of Python from the pack that was sent; nothing when it is there."""
+    """{build, pack} -> {python}: a build of Python, there or made of the pack that was sent; null without either."""
     build, pack = want(args, "build", str), Path(want(args, "pack", str))
     if "/" in build or build.startswith("."):
         raise RemoteError("E-ENV-022", "that is no name of a build of Python", value=build)
-    return Answer({"python": str(unpack_build(home, build, pack))})
+    there = os.access(home.pythons / build / "bin" / "python3", os.X_OK)
+    if not there and not (pack / BLOB).exists():
+        return Answer({"python": None})
+    python = unpack_build(home, build, pack)
+    if pack.parent == home.pythons and pack.name.startswith(".incoming."):
+        shutil.rmtree(pack, ignore_errors=True)
+    return Answer({"python": str(python)})
 
 
 def gc(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:

@@ -118,12 +118,13 @@ def test_what_is_damaged_is_built_anew(bench: Bench, harm: str) -> None:
 
 
 def gate(bench: Bench, at: str) -> tuple[Path, Path]:
-    """uv that stops before its command `at` until it is let go; (the program, the file that says it has stopped)."""
+    """uv that stops once before its command `at` until it is let go; (the program, the file that says so)."""
     uv = carried_uv(bench.home, bench.seen.platform, bench.said.append)[0]
     reached = bench.home.path / "reached"
     program = bench.home.path / "uv"
     program.write_text(
-        f'#!/bin/sh\nif [ "$1 $2" = "{at}" ]; then touch {reached}; while [ -e {reached} ]; do sleep 0.02; done; fi\n'
+        f'#!/bin/sh\nif [ "$1 $2" = "{at}" ] && mkdir {reached}.once; then touch {reached}\n'
+        f"while [ -e {reached} ]; do sleep 0.02; done; fi\n"
         f'exec {uv} "$@"\n'
     )
     program.chmod(0o700)
