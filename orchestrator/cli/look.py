@@ -47,8 +47,7 @@ def status(run: MaybeRun = None, cached: Cached = False, json: Json = False) -> 
     shown = newest(sources(home(), looks, asked=not cached))
     views = [s.view() for s in shown]
     for source in shown:
-        if not source.far:
-            protect(source)
+        protect(source)
     if json:
         emit({"v": 1, "runs": [v.as_json() for v in views]})
     else:

@@ -62,7 +62,8 @@ class Selection:
         cannot be done, what was fetched before is shown, and `note` says so.
         """
         source = as_source(run)
-        _fetch(source, {}, note)
+        if isinstance(source, FarSource) and source.reachable is None:
+            _fetch(source, {}, note)
         view = source.view()
         chosen = _ranks(view, ranks)
         moment = parse_since(since, view.now) if since is not None else None

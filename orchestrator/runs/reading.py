@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -29,10 +28,14 @@ def record_of(cls: type[T], row: Mapping[str, Any]) -> T | None:
     return from_wire(cls, good) if all(name in good for name in required) else None
 
 
-@cache
+_looked_up: dict[type, Mapping[str, Any]] = {}
+
+
 def _hints(cls: type) -> Mapping[str, Any]:
     """Types of a record's fields: they are source text until they are looked up, which costs 0.2 ms."""
-    return get_type_hints(cls)
+    if cls not in _looked_up:
+        _looked_up[cls] = get_type_hints(cls)
+    return _looked_up[cls]
 
 
 def fits(value: Any, hint: Any) -> bool:

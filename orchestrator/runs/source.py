@@ -6,6 +6,7 @@ for a run of this machine that does nothing. Nothing here decides how a run does
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from workloads.contract.rundir import OrchHome, RunDir
 
 FAR_POLL_S = 0.5
 RETRY_S = (1.0, 10.0)
+ASK_S = 20.0
+WAKE_S = 45.0  # a keeper may take 20 s to start, after one that hangs was ended
 FIRST_BUDGET = 1 << 20
 MAX_ROUNDS = 100_000
 ONWARD = -1  # of a file: what comes after that which is here
@@ -188,7 +191,8 @@ class FarSource:
         return floor_of(self.run, path)
 
     def ask(self, op: str, **args: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = self.far_pod().call(f"runs.{op}", args).fields
+        limit_s = WAKE_S if op == "wake" else ASK_S
+        fields: dict[str, Any] = self.far_pod().call(f"runs.{op}", args, timeout_s=limit_s).fields
         return fields
 
     def wake(self, own: Callable[[], tuple[str, Path]] | None = None) -> None:
@@ -204,12 +208,27 @@ class FarSource:
 
     def secrets(self) -> dict[str, str]:
         if self._secrets is None:
+            if self.reachable is not True:
+                return self._secrets_here()
             try:
                 told = self.far_pod().call("secrets.read", {"run": self.run.run_id}).fields.get("values")
             except OrchError:
-                return {}
+                return self._secrets_here()
             self._secrets = {k: v for k, v in told.items() if isinstance(v, str)} if isinstance(told, dict) else {}
         return self._secrets
+
+    def _secrets_here(self) -> dict[str, str]:
+        """Where the pod cannot be asked: what a launch from this machine would take, as far as it is there."""
+        import os
+
+        from orchestrator.runs.views import secret_names
+        from pods.secrets import collect
+
+        found: dict[str, str] = {}
+        for name in secret_names(self.run):
+            with contextlib.suppress(OrchError):
+                found |= collect([name], os.environ, self.home)
+        return found
 
     def close(self) -> None:
         pod, self._pod = self._pod, None

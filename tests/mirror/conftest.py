@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,20 @@ def keeper_here(home: OrchHome) -> None:
     home.keeper.mkdir(parents=True)
     row = {"v": 1, **asdict(ProcId.me()), "socket": str(home.keeper / "none")}
     atomic_write_json(home.keeper_record, row, durable=False)
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Following has no end of its own: a test that hangs fails after 90 s."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the test did not end in 90 s")
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(90)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
 
 
 @pytest.fixture

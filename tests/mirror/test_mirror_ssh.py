@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from orchestrator.runs.index import list_runs
 from tests.cli.conftest import Made, Orch, make_run
 from tests.cli.test_cli_control import answer, requests, stop, until
 from tests.lab.sshd import Sshd, why_no_sshd
-from tests.mirror.conftest import keeper_here
+from tests.mirror.conftest import keeper_here, same
+from tests.mirror.test_mirror_pull import checkpoint
 from workloads.contract.files import atomic_write
-from workloads.contract.rundir import OrchHome
+from workloads.contract.rundir import OrchHome, RunDir
 
 pytestmark = pytest.mark.skipif(why_no_sshd() is not None, reason=str(why_no_sshd()))
 
@@ -218,3 +220,38 @@ def serving(home: Path) -> list[int]:
         if b"serve" in argv and str(home).encode() in argv:
             found.append(int(name))
     return found
+
+
+def test_a_pod_that_says_nothing_is_not_waited_for(site):
+    made = site.running()
+    assert site.orch("status").code == 0
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        site.targets["cow"] = f"root@127.0.0.1:{deaf.getsockname()[1]}"
+        site.write(("box", "cow"))
+        began = time.monotonic()
+        ran = site.orch("status")
+        assert time.monotonic() - began < 10
+    assert ran.code == 0 and made.run.run_id in ran.out and "unreachable" not in ran.out
+    assert len(ran.err.splitlines()) == 1 and ran.err.startswith("pod cow: ")
+
+
+def test_pull_and_read_it_when_the_pod_is_gone(site, tmp_path):
+    made = site.running()
+    checkpoint(made, 20, {"model_rank0.pt": 3 << 20})
+    site.orch("runs", "--from", "box")
+    ran = site.orch("pull", "tiny", "--json")
+    assert ran.code == 0 and ran.json["checkpoints"] == [20], ran.err
+    assert set(same(made.run, site.home.mirrored(made.run.run_id))) == set()
+    other = site.orch("pull", "tiny", "--to", str(tmp_path / "else"), "--checkpoints", "none")
+    assert other.code == 0 and (tmp_path / "else" / made.run.run_id / "logs" / "rank0.log").exists()
+    made.run.path.rename(tmp_path / "gone")
+    site.targets["box"] = "root@127.0.0.1:1"
+    site.write()
+    status, logs = site.orch("status", "tiny"), site.orch("logs", "tiny", "--rank", "1")
+    assert "pod box unreachable" in status.out and "step 20" in status.out and status.code == 0
+    assert logs.out == (tmp_path / "gone" / "logs" / "rank1.log").read_text() and "the copy of" not in logs.out
+    assert site.orch("pull", "tiny").code == 4 and site.orch("halt", "tiny").code == 4
+    local = make_run(site.home, "here")
+    assert site.orch("pull", "here").code == 2
+    assert site.orch("pull", "here", "--to", str(tmp_path / "else")).code == 0
+    assert same(local.run, RunDir(tmp_path / "else" / local.run.run_id)) == []

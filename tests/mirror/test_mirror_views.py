@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import sqlite3
@@ -124,6 +125,7 @@ def test_follow_over_a_cut_to_the_end(far):
     made.run.training_csv.write_text("step,loss\n1,5.5\n40,1.25\n")
     out = io.StringIO()
     source = far.source(made.run)
+    fetch(source)  # connected, so that there is something to kill
 
     def end() -> None:
         for rank in (0, 1):
@@ -217,7 +219,15 @@ def test_secrets_are_hidden_from_what_is_shown(far, monkeypatch):
     made.run.secrets.write_text('{"HF_TOKEN": "hf_canary_123456"}')
     made.run.secrets.chmod(0o600)
     source = far.source(made.run)
+    fetch(source)
     assert source.secrets() == {"HF_TOKEN": "hf_canary_123456"}
+    row = json.loads(source.run.run_json.read_text())
+    row["job"]["secrets"] = ["HF_TOKEN", "../x"]
+    source.run.run_json.write_text(json.dumps(row))
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_123456")
+    lost = FarSource(far.home, source.run, "box", lambda: pytest.fail("it was asked again"))
+    lost.reachable = False
+    assert lost.secrets() == {"HF_TOKEN": "hf_canary_123456"}
     render.hide(redactor(source.secrets()))
     assert render.harmless("token=hf_canary_123456\n") == "token=[secret HF_TOKEN]\n"
     document = {"runs": [{"reason": "bad hf_canary_123456", "step": 3, "loss": None, "pods": ("a",)}]}
