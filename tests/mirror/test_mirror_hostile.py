@@ -193,6 +193,7 @@ def test_offsets_far_out_cost_neither_disk_nor_time(home):
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.long
 def test_ten_megabytes_in_one_line_and_endless_noise_stay_small(home):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = os.urandom(5 << 20).hex().encode()

@@ -120,6 +120,7 @@ def test_logs_of_a_pod_are_what_the_rank_printed(site):
     assert site.orch("logs", "tiny", "--rank", "9").code == 2
 
 
+@pytest.mark.long
 def test_following_ends_with_the_run(site):
     made = site.running()
     site.orch("runs", "--from", "box")
@@ -222,6 +223,7 @@ def serving(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_a_pod_that_says_nothing_is_not_waited_for(site):
     made = site.running()
     assert site.orch("status").code == 0
