@@ -22,10 +22,10 @@ from orchestrator.runs import index
 from pods.inventory import load_inventory
 from pods.remote.home import user_name
 from workloads.contract.config.inventory import PodSpec
-from workloads.contract.errors import OrchError, RemoteError, UnreachableError, UsageError
+from workloads.contract.errors import IntegrityError, OrchError, RemoteError, UnreachableError, UsageError
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir, make_run_id
 
-STAGE_S = 120.0
+STAGE_S = 600.0
 KEEPER_S = 60.0
 OnTime = Callable[[str, float], None]
 
@@ -98,26 +98,30 @@ def submit(prepared: Prepared, on_time: OnTime) -> bool:
     """
     plan, pod = prepared.plan, prepared.site.pod
     clock = _Clock(on_time)
-    run = {"run": plan.run_id}
-    there = pod.call("home.look", {**run, "pythons": []}).fields["run"]["there"] is True
+    there = pod.call("home.look", {"run": plan.run_id, "pythons": []}).fields["run"]["there"] is True
     if not there:
         prepared.site.bring(clock.done)
-        row = plan.run_json()
-        answer = pod.call(
-            "runs.stage",
-            {
-                **run, "run_json": row, "resolved_config": plan.resolved_config(),
-                "secrets": dict(prepared.secrets), "code": plan.context.snapshot,
-            },
-            plan.context.code.diff,
-            timeout_s=STAGE_S,
-        )  # fmt: skip
-        there = answer.fields["created"] is not True
+        try:
+            there = not _stage(prepared)
+        except IntegrityError:  # a file of the pod's store was damaged, and is dropped now: it travels again, once
+            prepared.site.bring(lambda stage: None)
+            there = not _stage(prepared)
         clock.done("run directory")
     index.record(prepared.home, plan.run_json(), plan.placement.pod if prepared.far else "")
     _start_keeper(prepared, replace=not there)
     clock.done("keeper")
     return not there
+
+
+def _stage(prepared: Prepared) -> bool:
+    """Make the run directory; False when it was there."""
+    plan = prepared.plan
+    told = {
+        "run": plan.run_id, "run_json": plan.run_json(), "resolved_config": plan.resolved_config(),
+        "secrets": dict(prepared.secrets), "code": plan.context.snapshot,
+    }  # fmt: skip
+    answer = prepared.site.pod.call("runs.stage", told, plan.context.code.diff, timeout_s=STAGE_S)
+    return answer.fields["created"] is True
 
 
 def is_there(prepared: Prepared) -> bool:

@@ -89,8 +89,19 @@ def test_the_code_beside_the_operator_travels_and_its_secrets_do_not_show(far: F
     assert canary in run.rank_log(0).read_text() and canary not in shown and "[secret MY_TOKEN]" in shown
     assert canary not in orch("logs", run.run_id)  # also when this machine no longer has it
     assert (run.code / "made_here.txt").read_text() == "x" and (run.code / "job" / "hello.py").is_file()
+    for path in (far.there.home.code_store / "objects").rglob("*"):
+        if path.is_file():  # somebody wrote into the store
+            path.chmod(0o600)
+            path.write_bytes(b"damaged")
+    orch.extra_env["MY_TOKEN"] = canary
+    try:
+        again = far.launch("--name", "code", "--set", "secrets=[MY_TOKEN]", "--", "python", "job/hello.py")
+        far.there.wait(again, "succeeded")
+    finally:
+        del orch.extra_env["MY_TOKEN"]
     orch("pull", run.run_id)
-    allowed = {run.secrets, run.rank_log(0), far.mirror(run.run_id).rank_log(0)}
+    logs = {r.rank_log(0) for r in (run, again, far.mirror(run.run_id), far.mirror(again.run_id))}
+    allowed = {run.secrets, again.secrets, *logs}
     for home in (far.orch.home, far.there.home):
         for path in (p for p in home.path.rglob("*") if p.is_file() and not p.is_symlink()):
             assert path in allowed or canary.encode() not in path.read_bytes(), path
