@@ -125,7 +125,8 @@ def test_following_ends_with_the_run(site):
     made = site.running()
     site.orch("runs", "--from", "box")
     process = site.orch.start("logs", "tiny", "-f", "--rank", "0", "-n", "1")
-    time.sleep(1.5)
+    until(site.home.mirrored(made.run.run_id).rank_log(0).exists)
+    time.sleep(0.5)
     for i in range(20):
         made.log(0, b"late %d\n" % i)
         time.sleep(0.05)
@@ -196,8 +197,9 @@ def test_following_outlives_a_lost_connection(site):
     made = site.running()
     site.orch("runs", "--from", "box")
     process = site.orch.start("logs", "tiny", "-f", "--rank", "1", "-n", "0")
-    time.sleep(2.0)
-    victims = [p for p in serving(site.there["box"].path)]
+    until(site.home.mirrored(made.run.run_id).rank_log(1).exists)
+    time.sleep(0.5)
+    victims = serving(site.there["box"].path)
     assert victims
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
