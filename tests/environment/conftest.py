@@ -20,16 +20,19 @@ import pytest
 
 from pods.environment.ensure import About, EnvResult, about, ensure_environment
 from pods.environment.home import carried_uv
-from pods.environment.spec import EnvSpec, Requirements
+from pods.environment.pythons import LEFT_OUT, packed
+from pods.environment.spec import EnvSpec, Platform, Requirements
 from pods.environment.wheels import Wheel, wheelhouse
 from pods.pod import FarPod, Pod
 from pods.remote.env import _libc
 from pods.transport.local import LocalTransport
+from tests.lab.fixtures import make_lab  # noqa: F401
 from workloads.contract.errors import LocalError
 from workloads.contract.process import all_pids
 from workloads.contract.rundir import OrchHome
 
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PLATFORM = Platform(platform.machine(), *_libc())
 THREE = ("idna", "iniconfig>=2", "packaging")
 
 
@@ -83,6 +86,14 @@ class Bench:
         return about(self.pod)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_path() -> Iterator[None]:
+    """The pods of these tests find the interpreter of the tests first, and no version manager's scripts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).resolve().parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        yield
+
+
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds uv and the wheels of THREE."""
@@ -121,3 +132,20 @@ def bench(tmp_path: Path, fetched: Path) -> Iterator[Bench]:
     for pid in builders(made.root):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds this machine's own Python as a build, packed."""
+    home = OrchHome(tmp_path_factory.mktemp("builds"))
+    kind = "gnu" if PLATFORM.libc == "glibc" else "musl"
+    version = platform.python_version()
+    build = home.cache / "pythons" / f"cpython-{version}-linux-{PLATFORM.machine}-{kind}"
+    base = Path(sys.base_prefix)
+    if base == Path("/usr"):
+        pytest.skip("this Python is the system's: no tree of its own to send")
+    for part in ("bin", "lib", "include"):
+        ignore = shutil.ignore_patterns(*LEFT_OUT, "*.pyc", "*.a", "config-*")
+        shutil.copytree(base / part, build / part, symlinks=True, ignore=ignore)
+    packed(home, MINOR, PLATFORM, lambda _: None)
+    return home.cache

@@ -98,7 +98,7 @@ def test_two_at_once_build_one(bench: Bench) -> None:
     assert_whole(bench, results[0])
 
 
-@pytest.mark.parametrize("harm", ["marker", LONG("torn marker"), "package", LONG("interpreter")])
+@pytest.mark.parametrize("harm", [LONG("marker"), LONG("torn marker"), "package", LONG("interpreter")])
 def test_what_is_damaged_is_built_anew(bench: Bench, harm: str) -> None:
     first = bench.ensure(SPEC)
     path = Path(first.python).parents[1]
@@ -131,7 +131,7 @@ def gate(bench: Bench, at: str) -> tuple[Path, Path]:
     return program, reached
 
 
-@pytest.mark.parametrize("at", [LONG("--version "), "venv --no-project", "pip install", LONG("pip check")])
+@pytest.mark.parametrize("at", [LONG("--version "), LONG("venv --no-project"), "pip install", LONG("pip check")])
 def test_a_killed_builder_is_followed_by_another(bench: Bench, at: str) -> None:
     """kill -9 at every step: nothing of it lives on, nobody takes what it left for an environment."""
     program, reached = gate(bench, at)
@@ -189,13 +189,13 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 def say(text):
     if text.startswith(at): die()
 if at == "bytes":
-    ensure.Meter.add = lambda self, n, seen=[0]: (seen.append(n), die() if len(seen) > 6 else None)
+    ensure.Meter.add = lambda self, n, seen=[0]: (seen.append(n), die() if len(seen) > 2 else None)
 pod = FarPod("pod", LocalTransport(), root=root)
 ensure.ensure_environment(pod, ensure.about(pod), spec_of(*THREE), OrchHome(Path(home)), say, offline=True)
 """
 
 
-@pytest.mark.parametrize("at", ["sending uv", LONG("sending 3 wheels"), "bytes", "building", LONG("making")])
+@pytest.mark.parametrize("at", [LONG("sending uv"), LONG("sending 3 wheels"), "bytes", "building", LONG("making")])
 def test_a_killed_operator_is_followed_by_another(bench: Bench, at: str) -> None:
     argv = [sys.executable, "-c", OPERATOR, str(bench.home.path), str(bench.root), at]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
@@ -216,6 +216,7 @@ def test_a_truncated_wheel_is_refused_before_it_is_sent(bench: Bench) -> None:
     assert_whole(bench, bench.ensure(SPEC))
 
 
+@pytest.mark.long
 def test_a_wheel_that_was_damaged_on_the_pod_is_sent_again(bench: Bench) -> None:
     wheels = wheels_of(bench)
     there = bench.root / "wheels" / wheels[0].path.name
@@ -263,6 +264,7 @@ def test_no_registry_proposes_to_carry_the_wheels(bench: Bench, monkeypatch: pyt
     assert "secret" not in error.render()
 
 
+@pytest.mark.long
 def test_pips_setting_of_the_registry_is_uvs_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)

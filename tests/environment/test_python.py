@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pods.environment.ensure import about, bring_python
-from pods.environment.pythons import LEFT_OUT, bring_to_bare, packed
-from pods.environment.spec import Platform
+from pods.environment.ensure import about
+from pods.environment.pythons import bring_python, bring_to_bare
 from pods.pod import FarPod, NeedsPython
 from pods.remote import pythonpack
-from pods.remote.env import _libc
 from pods.transport.base import Process, Result
 from pods.transport.local import LocalTransport
-from tests.environment.conftest import MINOR
+from tests.environment.conftest import MINOR, PLATFORM
 from workloads.contract.errors import OrchError, RemoteError, UnreachableError
 from workloads.contract.rundir import OrchHome
 
 TOOLS = (
     "sh", "dd", "gzip", "mkdir", "mv", "chmod", "ln", "rm", "cat", "wc", "uname", "getconf", "sleep", "ls", "head",
 )  # fmt: skip
-PLATFORM = Platform(platform.machine(), *_libc())
 
 
 class Bare(LocalTransport):
@@ -53,23 +48,6 @@ class Bare(LocalTransport):
 
     def _argv(self, argv: Sequence[str]) -> list[str]:
         return ["/usr/bin/env", "-i", *(f"{k}={v}" for k, v in self.given.items()), *argv]
-
-
-@pytest.fixture(scope="session")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds this machine's own Python as a build, packed."""
-    home = OrchHome(tmp_path_factory.mktemp("builds"))
-    kind = "gnu" if PLATFORM.libc == "glibc" else "musl"
-    version = platform.python_version()
-    build = home.cache / "pythons" / f"cpython-{version}-linux-{PLATFORM.machine}-{kind}"
-    base = Path(sys.base_prefix)
-    if base == Path("/usr"):
-        pytest.skip("this Python is the system's: no tree of its own to send")
-    for part in ("bin", "lib", "include"):
-        ignore = shutil.ignore_patterns(*LEFT_OUT, "*.pyc", "*.a", "config-*")
-        shutil.copytree(base / part, build / part, symlinks=True, ignore=ignore)
-    packed(home, MINOR, PLATFORM, lambda _: None)
-    return home.cache
 
 
 @pytest.fixture
