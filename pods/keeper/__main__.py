@@ -23,6 +23,7 @@ from workloads.contract.rundir import OrchHome
 TICK_S = 1.0
 BUSY_TICK_S = 0.25
 MAX_LOG_BYTES = 4 << 20
+ANSWER_S = 2.0
 
 
 def main(argv: list[str]) -> int:
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     say(f"keeper {me.pid} keeps {home.path}")
     loop(keeper, wake, home)
+    server.answered(ANSWER_S)
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()

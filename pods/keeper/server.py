@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import socketserver
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
@@ -114,7 +115,26 @@ class Server(socketserver.ThreadingUnixStreamServer):
             raise PermissionError(f"{path.parent} is not ours alone")
         path.unlink(missing_ok=True)
         self.operations = operations
+        self._answering = 0
+        self._changed = threading.Condition()
         super().__init__(str(path), Handler)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around one request, from its first byte to the last of its answer."""
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    def answered(self, timeout_s: float) -> bool:
+        """Wait until every request that came has its answer: `down` ends the process that has to say so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._answering == 0, timeout_s)
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -126,7 +146,9 @@ class Handler(socketserver.StreamRequestHandler):
             return
         try:
             while line := self.rfile.readline(MAX_LINE_BYTES):
-                self.wfile.write(json.dumps(self._answer(line)).encode() + b"\n")
+                assert isinstance(self.server, Server)
+                with self.server.answering():
+                    self.wfile.write(json.dumps(self._answer(line)).encode() + b"\n")
         except OSError:
             return  # the client went away
 

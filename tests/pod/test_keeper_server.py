@@ -1,0 +1,53 @@
+"""The keeper's socket: who asked is answered, also when the answer is the last thing a keeper does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pods.keeper.client import KeeperClient, ensure_keeper, running
+from pods.keeper.keeper import Keeper
+from pods.keeper.server import Operations, Server
+from pods.tree import ensure_tree
+from workloads.contract.rundir import OrchHome
+
+
+class Slow(Operations):
+    """Takes its time between having done what was asked and having said so."""
+
+    def poke(self, request: dict[str, Any]) -> dict[str, Any]:
+        super().poke(request)
+        time.sleep(0.4)
+        return {"told": True}
+
+
+def test_the_end_waits_for_answers_that_are_on_their_way(tmp_path: Path) -> None:
+    wake = threading.Event()
+    server = Server(tmp_path / "s" / "keeper.sock", Slow(Keeper(OrchHome(tmp_path)), wake))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(str(tmp_path / "s" / "keeper.sock"))
+        s.sendall(b'{"op":"poke"}\n')
+        assert wake.wait(5)  # what was asked is done: a keeper that was asked to go down ends its loop here
+        assert not server.answered(0.05)
+        assert server.answered(5)
+        s.settimeout(0.5)
+        assert json.loads(s.recv(1000)) == {"ok": True, "told": True}
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_keeper_that_goes_down_says_so(tmp_path: Path) -> None:
+    home = OrchHome(tmp_path / "home")
+    tree = ensure_tree(home)
+    for _ in range(5):
+        ensure_keeper(home, sys.executable, tree)
+        assert KeeperClient(home).down()["stopped"] is True
+        deadline = time.monotonic() + 5
+        while running(home) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
