@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pods.pod import Pod
-from workloads.contract.errors import IntegrityError, LocalError
+from workloads.contract.errors import ConflictError, IntegrityError, LocalError
 from workloads.contract.files import write_all
 
 CHUNK_BYTES = 4 << 20
+TRIES = 6
 HASH_S = 600.0  # the pod hashes a file of any size before it answers
 OnBytes = Callable[[int], None]
 
@@ -24,6 +27,19 @@ def push_file(pod: Pod, source: Path, target: str, *, mode: int = 0o600, on_byte
 
     `on_bytes(n)`: n more bytes are there. LocalError when the file cannot be read or changes meanwhile.
     """
+    for _ in range(TRIES - 1):
+        try:
+            return _push(pod, source, target, mode, on_bytes)
+        except ConflictError as e:
+            if (
+                e.code != "E-FILE-004"
+            ):  # two uploads of one file share what lies there half-sent; this one was overtaken
+                raise
+            time.sleep(random.uniform(0.05, 0.5))
+    return _push(pod, source, target, mode, on_bytes)
+
+
+def _push(pod: Pod, source: Path, target: str, mode: int, on_bytes: OnBytes) -> str:
     try:
         with source.open("rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()

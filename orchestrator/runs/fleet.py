@@ -130,7 +130,9 @@ def _look(home: OrchHome, look: Look, asks: dict[str, Ask]) -> None:
 
 
 def _remember(home: OrchHome, rows: list[IndexRow], looks: list[Look]) -> None:
-    known = {r.run: r for r in rows}
+    """New runs; and those of a pod that was forgotten, which lie on the pod that tells of them now."""
+    names = far_pods(home).keys() | {look.name for look in looks}
+    known = {r.run: r for r in rows if not r.pod or r.pod in names}
     new = []
     for look in looks:
         for told in (t for r in look.rounds for t in r.listed):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pods.environment.carry import send
+from pods.copy import push_file
 from pods.environment.home import Say, carried_uv
 from pods.environment.pythons import bring_python, bring_to_bare
 from pods.environment.spec import EnvSpec, Machine, Platform
@@ -168,7 +168,7 @@ def _carry_uv(pod: Pod, home: OrchHome, seen: About, say: Say) -> str:
         return seen.uv
     target = PurePosixPath(pod.home.path) / "bin" / f"uv-{version}"
     say(f"sending uv {version}")
-    return send(pod, path, str(target), mode=0o700)
+    return push_file(pod, path, str(target), mode=0o700)
 
 
 def _build(pod: Pod, spec: EnvSpec, order: dict[str, Any], say: Say, clock: Callable[[], float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pods.environment.carry import send
+from pods.copy import push_file
 from pods.environment.home import Say, own_uv, run_here
 from pods.environment.spec import Platform
 from pods.pod import Pod
@@ -145,7 +145,7 @@ def bring_python(pod: Pod, home: OrchHome, minor: str, platform: Platform, say: 
         return found
     say(f"sending Python {pack.build} ({pack.size / 1e6:.0f} MB)")
     for name in (INDEX, BLOB):  # the blob last: with it the pack is whole
-        send(pod, pack.folder / name, str(folder / name))
+        push_file(pod, pack.folder / name, str(folder / name))
     return str(pod.call("env.unpack", told, timeout_s=UNPACK_S).fields["python"])
 
 

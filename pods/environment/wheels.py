@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pods.environment.carry import send
+from pods.copy import push_file
 from pods.environment.home import Say, own_uv, run_here, run_pip
 from pods.environment.spec import EnvSpec, Platform
 from pods.pod import Pod
@@ -72,7 +72,7 @@ def push_wheels(pod: Pod, wheels: Sequence[Wheel], on_bytes: OnBytes) -> None:
                 where=str(wheel.path), expected=f"{wheel.size} bytes, sha256 {wheel.sha256[:16]}",
                 fix="run it again: they are fetched anew",
             )  # fmt: skip
-        send(pod, wheel.path, str(folder / wheel.path.name), on_bytes=on_bytes)
+        push_file(pod, wheel.path, str(folder / wheel.path.name), on_bytes=on_bytes)
 
 
 def _read(target: Path) -> list[Wheel] | None:

@@ -52,6 +52,9 @@ def offer(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = _part(path, sha256)
     have = part.stat().st_size if part.is_file() else 0
+    if have > size:
+        part.unlink(missing_ok=True)
+        have = 0
     free = os.statvfs(path.parent)
     if free.f_bavail * free.f_frsize < size - have:
         raise RemoteError(
@@ -59,48 +62,70 @@ def offer(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
             value=f"{free.f_bavail * free.f_frsize >> 20} MiB free", expected=f"{size - have >> 20} MiB",
             fix="free some space there: orch pods gc",
         )  # fmt: skip
-    return Answer({"path": str(path), "done": False, "have": have if have <= size else 0})
+    return Answer({"path": str(path), "done": False, "have": have})
 
 
 def append(_: OrchHome, args: Mapping[str, Any], data: bytes) -> Answer:
-    """{path, sha256, offset} and bytes -> {have}. Bytes that are there already are not written twice."""
+    """{path, sha256, offset} and bytes -> {have}. Two may send the same file at once: they write the same bytes."""
     path, sha256, offset = locate(want(args, "path", str)), want(args, "sha256", str), want(args, "offset", int)
     part = _part(path, sha256)
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    create = os.O_CREAT if offset == 0 else 0
+    try:
+        fd = os.open(part, os.O_WRONLY | create | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise
+        raise _overtaken(part, offset) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         size = os.fstat(fd).st_size
-        if offset == 0 and size:
-            os.ftruncate(fd, 0)
-        elif offset > size:
-            raise ConflictError("E-FILE-004", "bytes are missing before these", where=str(part), value=offset)
+        if offset > size:
+            raise _overtaken(part, offset)
         os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data)
-        return Answer({"have": max(offset + len(data), size if offset else 0)})
+        return Answer({"have": max(offset + len(data), size)})
     finally:
         os.close(fd)
+
+
+def _overtaken(part: Path, offset: int) -> ConflictError:
+    return ConflictError(
+        "E-FILE-004", "the beginning of this file is not there any more: another upload of it ended meanwhile",
+        where=str(part), value=offset, fix="send it again",
+    )  # fmt: skip
 
 
 def commit(_: OrchHome, args: Mapping[str, Any], __: bytes) -> Answer:
     """{path, size, sha256, mode} -> {path}. IntegrityError, and the bytes removed, when they are not as promised."""
     path, size, sha256 = locate(want(args, "path", str)), want(args, "size", int), want(args, "sha256", str)
     part = _part(path, sha256)
+    if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+        part.unlink(missing_ok=True)
+        return Answer({"path": str(path)})  # another upload of the same file was faster
     if size == 0:
         part.touch(mode=0o600)
-    found = sha256_of(part)
-    if part.stat().st_size != size or found != sha256:
-        part.unlink()
+    try:
+        found, there = sha256_of(part), part.stat().st_size
+    except FileNotFoundError:
+        raise _overtaken(part, 0) from None
+    if there < size:
+        raise _overtaken(part, there)
+    if found != sha256:
+        part.unlink(missing_ok=True)
         raise IntegrityError(
             "E-FILE-005", "the bytes that arrived are not those that were sent", where=str(path), value=found,
             expected=sha256, fix="send it again; when it happens twice the pod's disk or memory is bad",
         )  # fmt: skip
-    part.chmod(want(args, "mode", int) & 0o777)
-    fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    part.replace(path)
+        part.chmod(want(args, "mode", int) & 0o777)
+        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        part.replace(path)
+    except FileNotFoundError:
+        raise _overtaken(part, size) from None
     fsync_dir(path.parent)
     return Answer({"path": str(path)})
 

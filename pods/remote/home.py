@@ -67,12 +67,15 @@ def look(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
 
 
 def tree(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
-    """{hash} -> {path, there}: whether orch's own tree of this hash lies here."""
+    """{hash} -> {path, there}: whether orch's own tree of this hash lies here. Asking for it is a use of it."""
     digest = want(args, "hash", str)
     if not digest.isalnum():
         raise RemoteError("E-HOME-003", "that is no hash", value=digest)
     path = home.tree(digest)
-    return Answer({"path": str(path), "there": path.is_dir()})
+    there = path.is_dir()
+    if there:
+        os.utime(path)  # what was used lately is not collected: a run that will name it may be on its way
+    return Answer({"path": str(path), "there": there})
 
 
 OPERATIONS: Mapping[str, Operation] = {"look": look, "tree": tree}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,20 @@ def test_an_upload_goes_on_where_it_was_cut(pod: FarPod, tmp_path: Path) -> None
     third: list[int] = []
     push_file(pod, source, str(target), on_bytes=third.append)
     assert third == [source.stat().st_size]  # it was there
+
+
+def test_many_send_the_same_file_at_once(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    source.write_bytes(os.urandom(9 << 20))
+    pods = [FarPod("box", LocalTransport(), root=str(tmp_path / "o"), python=sys.executable) for _ in range(4)]
+    pods[0].connect()
+    with ThreadPoolExecutor(4) as pool:
+        for name in ("a", "b", "c"):
+            done = list(pool.map(lambda pod: push_file(pod, source, str(tmp_path / name)), pods))  # noqa: B023
+            assert set(done) == {str(tmp_path / name)} and (tmp_path / name).read_bytes() == source.read_bytes()
+    assert list(tmp_path.glob(".*.part")) == []
+    for pod in pods:
+        pod.close()
 
 
 def test_bytes_that_changed_on_the_way_are_not_kept(pod: FarPod, tmp_path: Path) -> None:
