@@ -24,7 +24,7 @@ from orchestrator.cli.shared import (
     wake_where_asleep,
     whole,
 )
-from workloads.contract.errors import ConflictError, OrchError, RemoteError, UsageError
+from workloads.contract.errors import ConflictError, OrchError, RemoteError, UnreachableError, UsageError
 from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def halt(
             where="orch halt",
             fix="orch halt latest",
         )
-    chosen, lost = _living() if all_runs else ([_asked(str(run))], [])
+    chosen, lost = _living() if all_runs else ([_asked(str(run), "halt")], [])
     try:
         stops, refused = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def halt(
     if json:
         emit({"v": 1, "runs": [s.as_json() for s in stops]})
     elif not chosen:
-        say("every run has ended")
+        say("every run has ended" if not lost else "every run on the machines that could be asked has ended")
     else:
         say(*(line for s in stops for line in (*s.lines(), "")))
     late = [s.view.run.run_id for s in stops if s.timed_out]
@@ -154,7 +154,7 @@ def dump(run: Run, ranks: Ranks = None, json: Json = False) -> None:
     from orchestrator.runs.source import wait_ack
 
     chosen = [whole(k, "--rank") for k in ranks] if ranks else None
-    source = _asked(run)
+    source = _asked(run, "dump")
     view = source.view()
     _refuse_dump(view, chosen)
     wake_where_asleep(source)
@@ -225,7 +225,7 @@ def resume(
         )
     from orchestrator.runs.source import wait_ack
 
-    source = _asked(run)
+    source = _asked(run, "resume")
     ident = source.run.run_id
     wake_where_asleep(source)  # first: a resume that is refused is still a contact
     tree = source.push_tree() if code == "current" else None
@@ -243,15 +243,24 @@ def resume(
     say(f"{ident}  {told}", f"  orch status {ident}", f"  orch logs {ident} -f")
 
 
-def _asked(ref: str) -> Source:
+def _asked(ref: str, verb: str) -> Source:
     """The run that `ref` names, after its pod was asked how it stands. OrchError when it cannot be asked."""
     from orchestrator.runs.source import fetch
 
     source = open_source(ref)
     if source.far:
-        fetch(source)
+        try:
+            fetch(source)
+        except UnreachableError as e:
+            raise _unasked(e, f"run {source.run.run_id} was not asked to {verb}", f"{verb} {source.run.run_id}") from e
         protect(source)
     return source
+
+
+def _unasked(e: OrchError, what: str, again: str) -> OrchError:
+    """That nothing was done, why, and what to type once there is a way to the pod."""
+    fix = f"orch {again}   (once the pod answers" + (f": {e.fix})" if e.fix else ")")
+    return type(e)(e.code, f"{what}: {e.what}", where=e.where, value=e.value, expected=e.expected, fix=fix)
 
 
 def _living() -> tuple[list[Source], list[OrchError]]:
@@ -261,7 +270,14 @@ def _living() -> tuple[list[Source], list[OrchError]]:
     from workloads.contract.states import ENDED
 
     looks = survey(home(), far_pods(home())) if has_far_pods(home()) else []
-    lost = [look.error for look in looks if look.error is not None]
-    reached = {look.name for look in looks if look.error is None}
-    known = [s for s in sources(home(), looks) if not s.far or s.pod in reached]
-    return [s for s in known if state_of(s.run) not in ENDED and s.run.path.is_dir()], lost
+    known = sources(home(), looks)
+    errors = {look.name: look.error for look in looks if look.error is not None}
+    lost = []
+    for pod, error in errors.items():
+        there = [s for s in known if s.far and s.pod == pod]
+        living = [s.run.run_id for s in there if state_of(s.run) not in ENDED]
+        if isinstance(error, UnreachableError) or there:  # a pod that never had what a run needs has none
+            runs = f"{', '.join(living)} there" if living else "what runs there"
+            lost.append(_unasked(error, f"{runs} was not asked to halt", "halt --all"))
+    reached = [s for s in known if not s.far or s.pod not in errors]
+    return [s for s in reached if state_of(s.run) not in ENDED and s.run.path.is_dir()], lost

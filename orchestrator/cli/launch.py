@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeJob, emit, hint, home, look_at, say
+from orchestrator.cli.shared import Json, MaybeJob, as_the_person, emit, hint, home, look_at, say
 from workloads.contract.errors import UsageError
 from workloads.contract.exitcodes import CliExit
 
@@ -27,7 +28,12 @@ def init(
     """Write a commented job.yaml, and pods.yaml at home. Overwrites nothing."""
     from orchestrator.jobs.init import write_templates
 
-    files = write_templates(directory.absolute(), home())
+    with contextlib.suppress(OSError):  # what is wrong with it is told when a file is written there
+        home().path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with as_the_person():
+        files = write_templates(directory.absolute(), home())
+    if home().inventory in files:
+        home().inventory.chmod(0o600)
     if json:
         emit({"v": 1, "files": [str(f) for f in files]})
     else:

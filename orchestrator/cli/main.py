@@ -17,7 +17,8 @@ import typer
 
 from orchestrator.cli import control, launch, look, machine, pods, pull, reach
 from orchestrator.cli.blocks import block_of, is_usage_error
-from workloads.contract.errors import OrchError
+from orchestrator.cli.shared import private
+from workloads.contract.errors import ErrorGroup, OrchError
 from workloads.contract.exitcodes import CliExit
 
 COMMANDS = (
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = [a for a in head if a != "--debug"]
     _prepare_streams()
     try:
-        code = _carry_out(head, tail, debug=debug)
+        with private():
+            code = _carry_out(head, tail, debug=debug)
         sys.stdout.flush()
     except BrokenPipeError:
         return _die_of_pipe()
@@ -125,6 +127,11 @@ def _carry_out(head: list[str], tail: list[str] | None, *, debug: bool) -> int:
 
 
 def _tell(error: OrchError, *, as_json: bool) -> int:
+    from orchestrator.runs.redact import redact_error
+    from orchestrator.runs.render import redacted
+
+    for one in error.errors if isinstance(error, ErrorGroup) else (error,):
+        redact_error(one, redacted)  # what a pod says went wrong may hold a secret of the run
     try:
         print(error.render(), file=sys.stderr)
     except OSError:  # nobody can be told; the exit code still says it

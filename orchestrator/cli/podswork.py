@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.complete import complete_pods
-from orchestrator.cli.shared import Json, emit, hint, home, say
+from orchestrator.cli.shared import Json, as_the_person, emit, hint, home, say
 from workloads.contract.errors import UsageError
 from workloads.contract.exitcodes import CliExit
 
@@ -140,7 +140,7 @@ def pull(
     """Fetch a file, or what is in a directory, from a pod. Links are left out and told."""
     from orchestrator.inventory.transfer import pull as fetch
 
-    with _progress(quiet=json) as progress:
+    with _progress(quiet=json) as progress, as_the_person():
         pod = _open(name)
         try:
             moved = fetch(pod, source, target, progress.total, progress.on_bytes)

@@ -36,7 +36,7 @@ def pull(
         done = carry_out(source, checkpoints=checkpoints, logs=not no_logs, progress=_progress(quiet=json))
         protect(source)
     except KeyboardInterrupt:
-        hint(f"\\ncut off; the same command goes on where it was: orch pull {source.run.run_id}")
+        hint(f"\ncut off; the same command goes on where it was: orch pull {source.run.run_id}")
         raise typer.Exit(CliExit.INTERRUPTED) from None
     finally:
         source.close()

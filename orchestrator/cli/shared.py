@@ -5,8 +5,11 @@ Imported by every command module, so it imports nothing heavier than Typer.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,19 +55,46 @@ def whole(text: str, option: str) -> int:
 
 
 def say(*lines: str) -> None:
+    """The answer. Made harmless once more, whatever its parts went through before."""
+    from orchestrator.runs.render import harmless
+
     for line in lines:
-        print(line)
+        print(harmless(line))
 
 
 def hint(text: str) -> None:
     """A word beside the answer: stderr, so that stdout stays what was asked for."""
-    print(text, file=sys.stderr)
+    from orchestrator.runs.render import harmless
+
+    print(harmless(text), file=sys.stderr)
+
+
+_persons: list[int] = []
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Inside, what this process makes is its owner's alone: modes 0700 and 0600, parents of directories too."""
+    _persons.append(os.umask(0o077))
+    try:
+        yield
+    finally:
+        os.umask(_persons.pop())
+
+
+@contextlib.contextmanager
+def as_the_person() -> Iterator[None]:
+    """Inside `private`: files that a person asked for, outside orch's home, made as any program makes them."""
+    ours = os.umask(_persons[-1] if _persons else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(ours)
 
 
 def operator() -> str:
     """`user@host`, as recorded with launches and requests."""
     import getpass
-    import os
     import socket
 
     try:

@@ -211,7 +211,9 @@ def _refuse_python(spec: JobSpec, pod: str, pod_spec: PodSpec, context: LaunchCo
         what, python = missing[0]
         raise kind(
             "E-PLAN-010", f"{what} is not installed for this Python{there}", where=python.path,
-            fix=f"{python.path} -m pip install 'orch-runs[pod]'",
+            fix=f"{python.path} -m pip install 'orch-runs[pod]'"
+            if pod_spec.local
+            else f"name no `python`: orch then makes an environment (orch pods bootstrap {pod})",
         )  # fmt: skip
 
 

@@ -33,27 +33,46 @@ SPEAKS_FOR_ITSELF = frozenset({RunState.RUNNING, RunState.SUCCEEDED})
 
 
 def runs_table(views: Sequence[RunView], width: int = 0) -> str:
-    """`orch status`: a line a run, and below it the reason where the state alone does not say enough."""
-    header = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT")
-    rows = [
-        (
-            v.run.run_id,
-            v.words,
-            progress(v.figure("step"), v.figure("steps")),
-            figure(v.figure("loss")),
-            figure(v.figure("toks_per_s"), 3),
-            brief(v.eta_s),
-            "-" if v.ended else brief(v.last_beat_age_s),
-        )
-        for v in views
-    ]
-    head, *lines = table(header, rows, right=(2, 3, 4, 5, 6), width=width).split("\n")
+    """`orch status`: a line a run, and below it the reason where the state alone does not say enough.
+
+    With a column for the pod when a run is on another machine.
+    """
+    far = any(v.sight is not None for v in views)
+    header = ["RUN", *(["POD"] if far else []), "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT"]
+    rows = [_row(v, far=far) for v in views]
+    head, *lines = table(header, rows, right=range(len(header) - 5, len(header)), width=width).split("\n")
     told = [head]
     for view, line in zip(views, lines, strict=True):
         told.append(line)
+        if view.sight is not None and _is_lost(view):
+            told.append(clip(f"    {one_line(view.sight.words)}", width))
         if view.reason and view.state not in SPEAKS_FOR_ITSELF:
             told.append(clip(f"    {one_line(view.reason)}", width))
     return "\n".join(told)
+
+
+def _row(v: RunView, *, far: bool) -> list[str]:
+    pods = [v.sight.pod if v.sight else "local"] if far else []
+    return [
+        v.run.run_id,
+        *pods,
+        f"{v.state} when last seen" if _is_lost(v) else v.words,
+        progress(v.figure("step"), v.figure("steps")),
+        figure(v.figure("loss")),
+        figure(v.figure("toks_per_s"), 3),
+        "-" if v.stale_s is not None else brief(v.eta_s),
+        "-" if v.ended else brief(_later(v.last_beat_age_s, v)),
+    ]
+
+
+def _is_lost(v: RunView) -> bool:
+    """Its pod was seen once and cannot be asked now: how it stands is not known, only how it stood."""
+    return v.sight is not None and v.sight.reachable is False and v.sight.seen > 0 and not v.sight.missing
+
+
+def _later(age_s: float | None, v: RunView) -> float | None:
+    """The age of something as of now, where `v` tells how it was when the pod was last seen."""
+    return None if age_s is None else age_s + (v.stale_s or 0.0)
 
 
 def index_table(rows: Sequence[IndexRow], states: Sequence[str], width: int = 0) -> str:
@@ -73,14 +92,14 @@ def _head(v: RunView) -> list[str]:
     lines = [f"{run}  {v.words}", f"  {one_line(v.reason)}" if v.reason else ""]
     since = v.now - v.status.since if v.status else None
     facts: list[tuple[str, str]] = [
-        ("state for", duration(since)),
+        ("state for", duration(_later(since, v))),
         ("attempt", f"{v.attempt or '-'}, restarts {v.status.restarts if v.status else 0}"),
         ("pods", f"{', '.join(v.pods) or '-'}, {v.world_size or '-'} rank{'' if v.world_size == 1 else 's'}"),
         ("step", progress(v.figure("step"), v.figure("steps"))),
         ("loss", figure(v.figure("loss"))),
         ("tokens/s", figure(v.figure("toks_per_s"), 3)),
-        ("eta", duration(v.eta_s)),
-        ("last beat", ago(v.last_beat_age_s)),
+        ("eta", "-" if v.stale_s is not None else duration(v.eta_s)),
+        ("last beat", ago(_later(v.last_beat_age_s, v))),
         ("checkpoint", "-" if v.checkpoint is None else f"step {v.checkpoint}"),
     ]
     if v.status and v.status.behind:
@@ -101,14 +120,21 @@ def _ranks(v: RunView) -> list[str]:
     shown = _worst_first(v.ranks)[:RANKS_SHOWN]
     if not shown:
         return []
-    rows = [(str(r.rank), r.pod, r.health.value, _beat_age(r, v.now), r.verdict.why) for r in shown]
+    rows = [(str(r.rank), r.pod, _health(r, v), _beat_age(r, v), r.verdict.why) for r in shown]
     text = table(("rank", "pod", "health", "last beat", ""), rows, right=(0,))
     more = len(v.ranks) - len(shown)
     return [f"  {line}" for line in text.splitlines()] + ([f"  and {more} more ranks"] if more else [])
 
 
-def _beat_age(rank: RankView, now: float) -> str:
-    return ago(now - rank.beats[-1].ts) if rank.beats else "-"
+def _health(rank: RankView, v: RunView) -> str:
+    """How a rank does; of a pod that was not asked just now nobody can say, but only how it did."""
+    if v.stale_s is None or v.ended:
+        return rank.health.value
+    return f"unknown; was {rank.health.value}"
+
+
+def _beat_age(rank: RankView, v: RunView) -> str:
+    return ago(_later(v.now - rank.beats[-1].ts, v)) if rank.beats else "-"
 
 
 _ORDER = (RankHealth.DEAD, RankHealth.SILENT, RankHealth.SLOW, RankHealth.UNKNOWN, RankHealth.LIVE, RankHealth.STOPPED)

@@ -109,6 +109,13 @@ class RunView:
         return self.status.reason
 
     @property
+    def stale_s(self) -> float | None:
+        """Seconds since what is told here was seen, where its pod was not asked just now; None where it was."""
+        if self.sight is None or self.sight.reachable is True:
+            return None
+        return self.sight.age_s or 0.0
+
+    @property
     def over(self) -> bool:
         """It has ended, and that is no old news: a copy may tell of an end after which the run was resumed."""
         return self.ended and (self.sight is None or self.sight.reachable is True)
