@@ -259,7 +259,8 @@ def _asked(ref: str, verb: str) -> Source:
 
 def _unasked(e: OrchError, what: str, again: str) -> OrchError:
     """That nothing was done, why, and what to type once there is a way to the pod."""
-    fix = f"orch {again}   (once the pod answers" + (f": {e.fix})" if e.fix else ")")
+    look = (e.fix or "").split("   (")[0]
+    fix = f"orch {again}   (once the pod answers" + (f"; what keeps it: {look})" if look else ")")
     return type(e)(e.code, f"{what}: {e.what}", where=e.where, value=e.value, expected=e.expected, fix=fix)
 
 
@@ -277,7 +278,7 @@ def _living() -> tuple[list[Source], list[OrchError]]:
         there = [s for s in known if s.far and s.pod == pod]
         living = [s.run.run_id for s in there if state_of(s.run) not in ENDED]
         if isinstance(error, UnreachableError) or there:  # a pod that never had what a run needs has none
-            runs = f"{', '.join(living)} there" if living else "what runs there"
+            runs = f"run {', '.join(living)}" if living else f"what runs on pod {pod}"
             lost.append(_unasked(error, f"{runs} was not asked to halt", "halt --all"))
     reached = [s for s in known if not s.far or s.pod not in errors]
     return [s for s in reached if state_of(s.run) not in ENDED and s.run.path.is_dir()], lost

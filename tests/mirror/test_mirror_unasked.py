@@ -1,0 +1,81 @@
+"""What a person is told, and what is not done, while the pod of a run cannot be asked."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from orchestrator.runs.events import read_events
+from orchestrator.runs.report import runs_table, screen
+from orchestrator.runs.source import FarSource, fetch
+from pods.pod import FarPod
+from tests.cli.conftest import make_run
+from tests.lab.sshd import why_no_sshd
+from tests.mirror.conftest import Far
+from tests.mirror.test_mirror_ssh import Site, sshds
+from tests.mirror.test_mirror_views import Deaf, running
+from workloads.contract.errors import UnreachableError
+
+__all__ = ["sshds"]
+
+
+def lost(far: Far, ago_s: float) -> FarSource:
+    """A run that went on when its pod was last seen, so long ago."""
+    made = running(far)
+    source = far.source(made.run)
+    fetch(source)
+    source.mirror.index.seen -= ago_s
+    source.mirror._write_index()
+    source = FarSource(far.home, source.run, "box", lambda: FarPod("box", Deaf()))
+    with pytest.raises(UnreachableError):
+        source.refresh()
+    return source
+
+
+def test_the_list_tells_the_pod_and_nothing_that_is_not_known(far: Far) -> None:
+    here = make_run(far.home, "mine")
+    here.status("running", "x", supervisor=here.supervised())
+    source = lost(far, 7200)
+    head, first, second, *rest = runs_table([source.view(), far_view_of(here)]).splitlines()
+    assert head.split() == ["RUN", "POD", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "BEAT"]
+    assert first.split()[1:6] == ["box", "running", "when", "last", "seen"] and first.split()[-2:] == ["-", "2h00m"]
+    assert "pod box unreachable 2h00m; last seen" in second
+    assert rest[0].split()[1:3] == ["local", "running"] and len(rest) == 1
+    assert "POD" not in runs_table([far_view_of(here)])
+
+
+def far_view_of(made):
+    from orchestrator.runs.views import snapshot
+
+    return snapshot(made.run, time.time())
+
+
+def test_the_screen_calls_no_rank_live_that_nobody_sees(far: Far) -> None:
+    source = lost(far, 600)
+    text = screen(source.view(), read_events(source.run))
+    ranks = [line for line in text.splitlines() if line.split()[:2] in (["0", "box"], ["0", "local"])]
+    assert len(ranks) == 1 and "unknown; was live" in ranks[0] and "10 min" in ranks[0]
+    assert "last beat   10 min" in text and "eta         -" in text
+
+
+@pytest.mark.skipif(why_no_sshd() is not None, reason=str(why_no_sshd()))
+def test_what_was_not_asked_is_told_with_what_to_type(tmp_path, sshds) -> None:
+    site = Site(tmp_path, sshds)
+    made = site.running()
+    ident = made.run.run_id
+    try:
+        assert site.orch("runs", "--from", "box").code == 0
+        assert site.orch("status", ident).code == 0
+        site.targets["box"] = site.targets["box"].rsplit(":", 1)[0] + ":1"  # nobody listens there
+        site.write()
+        for verb in ("halt", "dump", "resume"):
+            ran = site.orch(verb, ident)
+            assert ran.code == 4 and f"run {ident} was not asked to {verb}: pod box" in ran.err, ran.err
+            assert f"fix:   orch {verb} {ident} " in ran.err and "((" not in ran.err and "))" not in ran.err
+        ran = site.orch("halt", "--all")
+        assert ran.code == 4 and f"run {ident} was not asked to halt: pod box" in ran.err
+        assert "every run has ended" not in ran.out
+        assert not list(made.run.requests.glob("*")) and not made.run.halt.exists()
+    finally:
+        site.orch.close()
