@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pods.pod import Pod
-from workloads.contract.errors import ConflictError, IntegrityError, LocalError
+from pods.pod import Pod, told
+from workloads.contract.errors import ConflictError, IntegrityError, LocalError, RemoteError
 from workloads.contract.files import write_all
 
 CHUNK_BYTES = 4 << 20
 TRIES = 6
 HASH_S = 600.0  # the pod hashes a file of any size before it answers
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 OnBytes = Callable[[int], None]
 
 
@@ -44,12 +46,14 @@ def _push(pod: Pod, source: Path, target: str, mode: int, on_bytes: OnBytes) -> 
         with source.open("rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
             size = f.tell()
-            told = {"path": target, "size": size, "sha256": sha256}
-            offer = pod.call("files.offer", told, timeout_s=HASH_S).fields
-            have = int(offer["have"])
+            file = {"path": target, "size": size, "sha256": sha256}
+            offer = pod.call("files.offer", file, timeout_s=HASH_S).fields
+            have = told(offer, "have", int, pod.name)
+            if not 0 <= have <= size:
+                raise RemoteError("E-COPY-005", f"pod {pod.name} has more of a file than there is", value=have)
             on_bytes(have)
-            if offer["done"] is True:
-                return str(offer["path"])
+            if offer.get("done") is True:
+                return told(offer, "path", str, pod.name)
             f.seek(have)
             while have < size:
                 chunk = f.read(min(CHUNK_BYTES, size - have))
@@ -60,7 +64,7 @@ def _push(pod: Pod, source: Path, target: str, mode: int, on_bytes: OnBytes) -> 
                 on_bytes(len(chunk))
     except OSError as e:
         raise LocalError("E-COPY-002", f"the file cannot be read: {e.strerror}", where=str(source)) from e
-    return str(pod.call("files.commit", {**told, "mode": mode}, timeout_s=HASH_S).fields["path"])
+    return told(pod.call("files.commit", {**file, "mode": mode}, timeout_s=HASH_S).fields, "path", str, pod.name)
 
 
 def pull_file(
@@ -71,7 +75,11 @@ def pull_file(
     `sha256`: what it must hash to, when the caller knows (a manifest); else the pod's own word is taken.
     IntegrityError when the bytes hash to something else; nothing is left at `target` then.
     """
-    wanted = sha256 or str(pod.call("files.digest", {"path": source}, timeout_s=HASH_S).fields["sha256"])
+    wanted = sha256 or told(
+        pod.call("files.digest", {"path": source}, timeout_s=HASH_S).fields, "sha256", str, pod.name
+    )
+    if not _SHA256.fullmatch(wanted):  # it becomes part of a file's name here
+        raise IntegrityError("E-COPY-006", f"pod {pod.name} gives a hash that is none", where=source, value=wanted)
     part = target.with_name(f".{target.name[:200]}.{wanted[:12]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pods.bundle import Bundle, remote_bundle
 from pods.remote.dispatch import Answer, dispatch
@@ -25,6 +25,18 @@ CALL_S = 20.0
 START_S = 30.0
 PUT_S = 60.0
 MAX_NOISE_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+def told(fields: Mapping[str, Any], key: str, kind: type[T], pod: str) -> T:
+    """`fields[key]` of an answer, which must be a `kind`: a pod is not trusted to answer as orch's own parts do."""
+    value = fields.get(key)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RemoteError(
+            "E-POD-026", f"pod {pod} answered without {key}", value=repr(value)[:80], expected=kind.__name__,
+            fix=f"orch pods exec {pod} -- uname -a   (is it the machine you mean?)",
+        )  # fmt: skip
+    return value
 
 
 class Pod(Protocol):
@@ -164,8 +176,10 @@ class FarPod:
         try:
             line = self._marked_line(process)
             if line.startswith("ORCH-NEEDS "):
-                _, what, home = line.split(" ", 2)
                 process.close()
+                what, _, home = line.removeprefix("ORCH-NEEDS ").partition(" ")
+                if what not in ("python", "bundle") or not home.startswith("/"):
+                    raise RemoteError("E-POD-027", f"pod {self.name} does not say where orch's home is", value=line)
                 return what, home
             version = line.removeprefix(GREETING).strip()
             if version != str(VERSION):
@@ -173,6 +187,10 @@ class FarPod:
                     "E-POD-022", f"pod {self.name} speaks another version", value=version, expected=str(VERSION)
                 )
             self.hello, _ = self._frame(process, START_S)
+            if not told(self.hello, "home", str, self.name).startswith("/") or "\0" in self.hello["home"]:
+                raise RemoteError(
+                    "E-POD-027", f"pod {self.name} does not say where orch's home is", value=self.hello["home"]
+                )
         except OrchError:
             process.close()
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -28,8 +27,6 @@ def init(
     """Write a commented job.yaml, and pods.yaml at home. Overwrites nothing."""
     from orchestrator.jobs.init import write_templates
 
-    with contextlib.suppress(OSError):  # what is wrong with it is told when a file is written there
-        home().path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with as_the_person():
         files = write_templates(directory.absolute(), home())
     if home().inventory in files:

@@ -7,8 +7,10 @@ Interpreters: the job's `python`, else the pod's, else an environment that orch 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from orchestrator.inventory.findings import judge
 from orchestrator.jobs.interpreter import Interpreter
@@ -18,7 +20,7 @@ from pods.access import open_pod
 from pods.environment.ensure import ensure_environment, ensure_python
 from pods.environment.spec import EnvSpec, wanted
 from pods.facts import PodFacts, collect
-from pods.pod import NeedsPython
+from pods.pod import NeedsPython, told
 from pods.snapshot import FileChanged, Snapshot, notes, push_snapshot, push_tree, scan
 from pods.tree import source_root, tree_hash
 from workloads.contract.config.inventory import PodSpec
@@ -58,7 +60,8 @@ class FarSite:
         env_spec = wanted(facts, _requirements(self.loaded, self.cwd))
         built = str(there.envs / env_spec.hash / "bin" / "python")
         look = self.pod.call("home.look", {"pythons": [*named, built], "run": run_id}, timeout_s=LOOK_S).fields
-        found = {asked: Interpreter.told(row) for asked, row in look["pythons"].items()}
+        found = _interpreters(self.name, look, [*named, built])
+        login = {k: v for k, v in told(look, "env", dict, self.name).items() if isinstance(v, str) and "\0" not in v}
         if not found[built].version:
             found[built] = Interpreter(built, f"{env_spec.python}.0", env_spec.ray, env_spec.has_torch)
         rank, orch = self._choose(job, found, built)
@@ -67,11 +70,11 @@ class FarSite:
         code = self._code(job, there, run_id)
         self._snapshot = code.snapshot
         return Survey(
-            facts=facts, home=there, uid=int(look["uid"]),
+            facts=facts, home=there, uid=told(look, "uid", int, self.name),
             tree=str(there.tree(tree_hash(source_root()))),
-            cwd=code.cwd or str(look["env"]["HOME"]), env=rank_env(look["env"], rank.path), rank_python=rank,
+            cwd=code.cwd or told(login, "HOME", str, self.name), env=rank_env(login, rank.path), rank_python=rank,
             orch_python=orch, brings=tuple(self._brings()), snapshot=code.snapshot.id if code.snapshot else None,
-            there=look["run"]["there"] is True,
+            there=told(look, "run", dict, self.name).get("there") is True,
             notes=(*_preflight(self.name, facts), *(notes(code.snapshot, job.command or ()) if code.snapshot else ())),
         )  # fmt: skip
 
@@ -128,6 +131,18 @@ class FarSite:
                     e.code, "a file was saved while the launch was on its way", where=e.where, fix="launch again"
                 ) from e
             on_stage("code")
+
+
+def _interpreters(pod: str, look: Mapping[str, Any], asked: Sequence[str]) -> dict[str, Interpreter]:
+    """What the pod says of each of `asked`."""
+    rows: dict[str, Any] = told(look, "pythons", dict, pod)
+    found = {}
+    for python in asked:
+        row: dict[str, Any] = told(rows, python, dict, pod)
+        for key in ("path", "version"):
+            told(row, key, str, pod)
+        found[python] = Interpreter.told(row)
+    return found
 
 
 def _preflight(pod: str, facts: PodFacts) -> list[str]:

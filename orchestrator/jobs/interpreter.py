@@ -22,7 +22,9 @@ class Interpreter:
     def told(cls, row: Mapping[str, Any]) -> Interpreter:
         """From the answer of `pods.remote.home`, here or on another pod."""
         ray = row.get("ray")
-        return cls(str(row["path"]), str(row["version"]), ray if isinstance(ray, str) else None, row["torch"] is True)
+        return cls(
+            str(row["path"]), str(row["version"]), ray if isinstance(ray, str) else None, row.get("torch") is True
+        )
 
 
 def look(python: str) -> Interpreter:

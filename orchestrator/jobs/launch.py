@@ -20,6 +20,7 @@ from orchestrator.jobs.plan import LaunchContext, Plan, make_plan
 from orchestrator.jobs.site import LocalSite, Say, Site
 from orchestrator.runs import index
 from pods.inventory import load_inventory
+from pods.pod import Pod, told
 from pods.remote.home import user_name
 from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import IntegrityError, OrchError, RemoteError, UnreachableError, UsageError
@@ -98,7 +99,7 @@ def submit(prepared: Prepared, on_time: OnTime) -> bool:
     """
     plan, pod = prepared.plan, prepared.site.pod
     clock = _Clock(on_time)
-    there = pod.call("home.look", {"run": plan.run_id, "pythons": []}).fields["run"]["there"] is True
+    there = _there(pod, plan.run_id)
     if not there:
         prepared.site.bring(clock.done)
         try:
@@ -116,21 +117,25 @@ def submit(prepared: Prepared, on_time: OnTime) -> bool:
 def _stage(prepared: Prepared) -> bool:
     """Make the run directory; False when it was there."""
     plan = prepared.plan
-    told = {
+    row = {
         "run": plan.run_id, "run_json": plan.run_json(), "resolved_config": plan.resolved_config(),
         "secrets": dict(prepared.secrets), "code": plan.context.snapshot,
     }  # fmt: skip
-    answer = prepared.site.pod.call("runs.stage", told, plan.context.code.diff, timeout_s=STAGE_S)
-    return answer.fields["created"] is True
+    answer = prepared.site.pod.call("runs.stage", row, plan.context.code.diff, timeout_s=STAGE_S)
+    return told(answer.fields, "created", bool, prepared.site.pod.name)
 
 
 def is_there(prepared: Prepared) -> bool:
     """Whether the run was submitted, as far as its pod can say now."""
     try:
-        row = prepared.site.pod.call("home.look", {"run": prepared.plan.run_id, "pythons": []}).fields["run"]
+        return _there(prepared.site.pod, prepared.plan.run_id)
     except OrchError:
         return False
-    return row["there"] is True
+
+
+def _there(pod: Pod, run_id: str) -> bool:
+    look = pod.call("home.look", {"run": run_id, "pythons": []}).fields
+    return told(look, "run", dict, pod.name).get("there") is True
 
 
 class _Clock:
@@ -148,7 +153,7 @@ def _start_keeper(prepared: Prepared, *, replace: bool) -> None:
     own = {"python": plan.context.orch_python.path, "tree": plan.context.tree, "replace": True}
     pod = prepared.site.pod
     try:
-        awake = pod.call("runs.wake", own if replace else {}, timeout_s=KEEPER_S).fields["awake"]
+        awake = pod.call("runs.wake", own if replace else {}, timeout_s=KEEPER_S).fields.get("awake")
         if awake is not True:  # no run there can say from which files it runs
             prepared.site.bring(lambda stage: None)
             pod.call("runs.wake", own, timeout_s=KEEPER_S)

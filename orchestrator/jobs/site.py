@@ -17,7 +17,7 @@ from orchestrator.jobs.interpreter import Interpreter, look
 from orchestrator.jobs.jobfile import LoadedJob
 from pods.facts import PodFacts, local_facts
 from pods.pod import LocalPod, Pod
-from pods.remote.home import login_env
+from pods.remote.home import DEFAULT_PATH, login_env
 from pods.remote.stage import ensure_home
 from pods.transport.local import LocalTransport
 from pods.tree import ensure_tree, tree_path
@@ -96,7 +96,7 @@ class LocalSite:
 
 def rank_env(login: Mapping[str, str], python: str) -> dict[str, str]:
     """The base of a rank's environment: the login's, with the interpreter's own programs found first."""
-    search = login["PATH"]
+    search = login.get("PATH") or DEFAULT_PATH
     return {**login, "PATH": f"{Path(python).parent}:{search}" if "/" in python else search}
 
 

@@ -193,6 +193,8 @@ class FarSource:
     def ask(self, op: str, **args: Any) -> dict[str, Any]:
         limit_s = WAKE_S if op == "wake" else ASK_S
         fields: dict[str, Any] = self.far_pod().call(f"runs.{op}", args, timeout_s=limit_s).fields
+        if op in ("dump", "resume") and not isinstance(fields.get("request"), str):
+            raise RemoteError("E-MIRROR-007", f"pod {self.pod} named no request", value=fields.get("request"))
         return fields
 
     def wake(self, own: Callable[[], tuple[str, Path]] | None = None) -> None:
