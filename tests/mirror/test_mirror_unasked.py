@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 from orchestrator.runs.events import read_events
 from orchestrator.runs.report import runs_table, screen
 from orchestrator.runs.source import FarSource, fetch
+from orchestrator.runs.views import RunView, snapshot
 from pods.pod import FarPod
-from tests.cli.conftest import make_run
-from tests.lab.sshd import why_no_sshd
+from tests.cli.conftest import Made, make_run
+from tests.lab.sshd import Sshd, why_no_sshd
 from tests.mirror.conftest import Far
 from tests.mirror.test_mirror_ssh import Site, sshds
 from tests.mirror.test_mirror_views import Deaf, running
@@ -45,9 +47,7 @@ def test_the_list_tells_the_pod_and_nothing_that_is_not_known(far: Far) -> None:
     assert "POD" not in runs_table([far_view_of(here)])
 
 
-def far_view_of(made):
-    from orchestrator.runs.views import snapshot
-
+def far_view_of(made: Made) -> RunView:
     return snapshot(made.run, time.time())
 
 
@@ -60,7 +60,7 @@ def test_the_screen_calls_no_rank_live_that_nobody_sees(far: Far) -> None:
 
 
 @pytest.mark.skipif(why_no_sshd() is not None, reason=str(why_no_sshd()))
-def test_what_was_not_asked_is_told_with_what_to_type(tmp_path, sshds) -> None:
+def test_what_was_not_asked_is_told_with_what_to_type(tmp_path: Path, sshds: dict[str, Sshd]) -> None:
     site = Site(tmp_path, sshds)
     made = site.running()
     ident = made.run.run_id
