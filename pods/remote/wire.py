@@ -24,6 +24,8 @@ VERSION = 1
 GREETING = "ORCH-REMOTE"
 MAX_JSON_BYTES = 32 << 20
 MAX_DATA_BYTES = 32 << 20
+MAX_TEXT_CHARS = 4000
+"""of one text of an error that a pod reports"""
 _HEAD = struct.Struct(">II")
 _SMALL = 512
 _CODE = re.compile(r"E-[A-Z]{1,12}-[0-9]{3}")
@@ -93,6 +95,10 @@ def error_of(row: object, pod: str) -> OrchError:
         return RemoteError("E-POD-010", f"pod {pod} reported an error that is none")
     kind = _KINDS.get(str(row.get("kind")), RemoteError)
     told = {k: v for k, v in row.items() if k in _FIELDS and k != "what" and isinstance(v, str | int | float)}
-    texts: dict[str, Any] = {k: v if k == "value" else str(v) for k, v in told.items()}
+    texts: dict[str, Any] = {
+        k: v if k == "value" and not isinstance(v, str) else str(v)[:MAX_TEXT_CHARS] for k, v in told.items()
+    }
     code = str(row.get("code"))
-    return kind(code if _CODE.fullmatch(code) else "E-POD-010", str(row.get("what", "failed")), **texts)
+    return kind(
+        code if _CODE.fullmatch(code) else "E-POD-010", str(row.get("what", "failed"))[:MAX_TEXT_CHARS], **texts
+    )

@@ -35,7 +35,8 @@ MAX_VALUE_CHARS = 120
 
 def escape(text: object, limit: int = MAX_VALUE_CHARS) -> str:
     """`text` on one line, control and bidirectional characters escaped, cut at `limit` characters."""
-    out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    kept = str(text)[: limit + 1]  # a character never becomes less than one
+    out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
     return out if len(out) <= limit else out[: limit - 1] + "…"
 
 
