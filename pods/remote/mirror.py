@@ -21,7 +21,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,16 @@ class _Piece:
 class _Round:
     left: int
     more: bool = False
-    chunks: list[bytes] = field(default_factory=list)
+    chunks: dict[str, list[bytes]] = field(default_factory=dict)  # by run: the files of one come one after another
     pieces: list[_Piece] = field(default_factory=list)
 
-    def give(self, data: bytes) -> None:
+    def give(self, run: RunDir, data: bytes) -> None:
         self.left -= len(data)
-        self.chunks.append(data)
+        self.chunks.setdefault(run.run_id, []).append(data)
+
+    def data(self, runs: Iterable[str]) -> bytes:
+        """All bytes, in the order in which the answer names the runs, and each run its files."""
+        return b"".join(chunk for run in runs for chunk in self.chunks.get(run, ()))
 
 
 def sync(home: OrchHome, args: Mapping[str, Any], data: bytes) -> Answer:
@@ -91,7 +95,7 @@ def sync(home: OrchHome, args: Mapping[str, Any], data: bytes) -> Answer:
     _read_pieces(this, told)
     keeper = running(home) is not None
     fields = {"now": now, "keeper": keeper, "more": this.more, "listed": listed, "runs": told}
-    return Answer(fields, b"".join(this.chunks))
+    return Answer(fields, this.data(told))
 
 
 def _asked(data: bytes) -> dict[str, dict[str, Any]]:
@@ -170,7 +174,7 @@ def _replaced(run: RunDir, ask: Mapping[str, Any], this: _Round) -> dict[str, An
                 this.more = True
                 continue
             data = os.pread(fd, MAX_WHOLE_BYTES, 0)
-            this.give(data)
+            this.give(run, data)
             files.append([name, "whole", 0, len(data), st.st_ino, st.st_mtime_ns])
     there = set(names)
     gone = [n for n in have if (kind := kind_of(n)) is not None and not kind.grows and n not in there]
@@ -281,7 +285,7 @@ def _read_pieces(this: _Round, told: dict[str, dict[str, Any]]) -> None:
             data = os.pread(fd, share, offset)
             if piece.how == "front" and len(data) < share:
                 continue
-            this.give(data)
+            this.give(piece.run, data)
             row = [piece.name, piece.how, offset, len(data), st.st_ino, st.st_mtime_ns]
             told[piece.run.run_id]["files"].append(row)
 

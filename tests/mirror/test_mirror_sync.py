@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from orchestrator.runs.mirror import INDEX_NAME, Index
+from orchestrator.runs.mirror import INDEX_NAME, Index, Mirror
 from orchestrator.runs.source import fetch
-from pods.remote.runfiles import kind_of
+from orchestrator.runs.sync import Ask, sync
+from pods.remote.runfiles import LOGS, STATUS, kind_of
 from tests.mirror.conftest import Far, same
 from workloads.contract.errors import RemoteError, UnreachableError
 from workloads.contract.files import atomic_write_json
@@ -273,3 +274,23 @@ def test_names_that_are(far):
                  made.run.manifest(made.run.checkpoint(7)), made.run.stackdump(1, watchdog=True)):  # fmt: skip
         assert kind_of(path.relative_to(made.run.path).as_posix()) is not None, path
     assert json.loads(made.run.run_json.read_text())["run"] == made.run.run_id
+
+
+def test_the_runs_of_one_round_are_not_mixed(far):
+    """Each of them has files that are sent whole and files that grow, and each gets its own bytes."""
+    made = [far.make(name) for name in ("ant", "bee", "cow")]
+    for turn in range(3):
+        for m in made:
+            name = m.run.run_id
+            m.status("running", f"{name} in turn {turn}")
+            m.event(turn, "note", f"{name} " * (turn + 1) * len(name))
+            m.beat(0, 100.0 + turn, step=turn)
+            m.log(0, f"{name} printed {turn}\n".encode())
+        asks = {m.run.run_id: Ask(Mirror(far.home.mirrored(m.run.run_id), "box"), (STATUS, LOGS)) for m in made}
+        while sync(far.home, far.pod, asks, living=True, newest=10, listing=True).more:
+            pass
+        for m in made:
+            copy = far.home.mirrored(m.run.run_id)
+            for path in sorted(p for p in copy.path.rglob("*") if p.is_file() and not p.name.startswith(".mirror")):
+                assert path.read_bytes() == (m.run.path / path.relative_to(copy.path)).read_bytes(), path
+            assert m.run.run_id in copy.status.read_text() and copy.events.read_text().count("\n") == turn + 1
