@@ -1,4 +1,4 @@
-"""What the operator's side never does, by its source: it opens no archive and no pickle, and imports nothing that does."""
+"""What the operator's side never does, by its source: it opens no archive and no pickle, nor imports what does."""
 
 from __future__ import annotations
 
