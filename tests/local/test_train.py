@@ -39,7 +39,7 @@ def test_a_run_succeeds_and_leaves_everything_the_design_names(orch: Orch, unbro
     assert row["exit_codes"] == {"0": 0, "1": 0}
     assert set(row) == {
         "run", "name", "state", "reason", "attempt", "step", "steps", "loss", "toks_per_s", "pods",
-        "last_beat_age_s", "exit_codes",
+        "last_beat_age_s", "exit_codes", "pod_reachable", "seen_age_s",
     }  # fmt: skip
     losses = [float.fromhex(r["loss"]) for r in rows(unbroken.ledger)]
     assert losses[-1] < losses[0] - 1.0

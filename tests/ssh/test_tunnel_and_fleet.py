@@ -159,7 +159,8 @@ def test_all_at_once_but_never_more_than_the_limit() -> None:
 def test_ctrl_c_ends_a_tunnel_and_the_program_that_holds_it(sshd: Sshd, page: int, home: Path) -> None:
     """With a connection under way, and a thread of the fleet that still waits."""
     program = f"""
-import threading
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored under nohup
 from pods.transport.fleet import each
 from pods.transport.ssh import SshTransport
 from pods.transport.tunnel import open_tunnel
