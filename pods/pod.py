@@ -18,7 +18,7 @@ from pods.bundle import Bundle, remote_bundle
 from pods.remote.dispatch import Answer, dispatch
 from pods.remote.wire import GREETING, VERSION, FrameError, error_of, pack, unpack
 from pods.transport.base import Process, Transport
-from workloads.contract.errors import OrchError, RemoteError, UnreachableError
+from workloads.contract.errors import OrchError, RemoteError, UnreachableError, escape
 from workloads.contract.rundir import OrchHome
 
 CALL_S = 20.0
@@ -183,9 +183,12 @@ class FarPod:
                 return what, home
             version = line.removeprefix(GREETING).strip()
             if version != str(VERSION):
+                newer = version.isascii() and version.isdigit() and len(version) < 6 and int(version) > VERSION
                 raise RemoteError(
-                    "E-POD-022", f"pod {self.name} speaks another version", value=version, expected=str(VERSION)
-                )
+                    "E-POD-022", f"orch's process on pod {self.name} speaks version {escape(version, 20)} of the "
+                    f"protocol, this machine version {VERSION}", value=version, expected=str(VERSION),
+                    fix="upgrade orch on this machine" if newer else f"orch pods exec {self.name} -- uname -a",
+                )  # fmt: skip
             self.hello, _ = self._frame(process, START_S)
             if not told(self.hello, "home", str, self.name).startswith("/") or "\0" in self.hello["home"]:
                 raise RemoteError(

@@ -47,7 +47,7 @@ def execute(
     """`tell` is called for each pod as it is done, from one thread at a time."""
     import threading
 
-    lock = threading.Lock()
+    lock, unsaid = threading.Lock(), list[OSError]()
 
     def work(name: str) -> Outcome:
         pod = open_pod(home, name, pods[name])
@@ -58,10 +58,15 @@ def execute(
         finally:
             pod.close()
         with lock:
-            tell(outcome)
+            try:
+                tell(outcome)
+            except OSError as e:  # whoever read our output is gone, or its disk is full: not the pod's doing
+                unsaid.append(e)
         return outcome
 
-    done = zip(pods, each(pods, work), strict=True)
+    done = list(zip(pods, each(pods, work), strict=True))
+    if unsaid:
+        raise unsaid[0]
     return [o if isinstance(o, Outcome) else Outcome(name, None, o) for name, o in done]
 
 
