@@ -81,6 +81,7 @@ class NeedsPython(RemoteError):
 
 
 _FIND = r"""
+umask 077
 H=$1; B=$2; W=$3
 tilde() { case $1 in "~/"*) printf %s "$HOME${1#"~"}" ;; *) printf %s "$1" ;; esac; }
 H=$(tilde "${H:-$HOME/.orch}"); W=$(tilde "$W")

@@ -184,12 +184,12 @@ def _is(path: Path, fd: int) -> bool:
 def _finish(fd: int, size: int) -> None:
     if size >= LINK_BYTES:
         os.fsync(fd)
-    os.fchmod(fd, 0o444)
+    os.fchmod(fd, 0o400)
     os.utime(fd, (STAMP_S, STAMP_S))
 
 
 def _settle(path: Path) -> None:
-    path.chmod(0o444)
+    path.chmod(0o400)
     os.utime(path, (STAMP_S, STAMP_S))
 
 

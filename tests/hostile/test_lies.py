@@ -28,7 +28,7 @@ COMMANDS = [
     ("launch", "--dry-run", "--pod", "box", "--", "true"), ("launch", "--pod", "box", "--", "true"),
     ("launch", "--dry-run", "--json", "--pod", "box", "--", "true"),
 ]  # fmt: skip
-SAMPLE = 4
+SAMPLE = 3
 Place = tuple[str, Path_]
 
 

@@ -175,6 +175,7 @@ def test_something_else_listens(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
         thread.join(5)
 
 
+@pytest.mark.long
 def test_an_sshd_that_does_not_answer(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
     inventory(home, sshd)
     with sshd.hung():
@@ -229,11 +230,6 @@ def test_ctrl_c_twice(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
             out, err = process.communicate(timeout=10)
         assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err, err
         assert out == "" and time.monotonic() - began < 5
-
-
-def _nothing() -> object:
-
-    return contextlib.nullcontext()
 
 
 def _until(condition: Callable[[], bool]) -> None:
