@@ -66,10 +66,15 @@ def launch(
     began = time.monotonic()
     live = Live(silent=json or dry_run)
     on_time = _stages(live)
-    prepared = prepare(
-        loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time,
-        say=lambda text: live.status(f"    {text}", time.monotonic()),
-    )  # fmt: skip
+    try:
+        prepared = prepare(
+            loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time,
+            say=lambda text: live.status(f"    {text}", time.monotonic()),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        live.line("")
+        hint("interrupted; nothing was submitted")
+        raise
     try:
         if dry_run:
             plan = prepared.plan

@@ -162,7 +162,8 @@ def _members(home: OrchHome, run: str) -> list[str]:
 
 def troubles(looks: list[Look]) -> list[str]:
     """A line for each pod that could not be asked."""
-    return [f"pod {k.name}: {one_line(k.error.what)}" for k in looks if k.error is not None]
+    told = [(f"pod {k.name}", one_line(k.error.what)) for k in looks if k.error is not None]
+    return [what if what.startswith(f"{pod} ") else f"{pod}: {what}" for pod, what in told]
 
 
 def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[Source]:
@@ -191,9 +192,12 @@ def _connector(home: OrchHome, name: str, look: Look | None) -> Callable[[], Pod
 
 
 def newest(all_runs: list[Source]) -> list[Source]:
-    """Those that have not ended, and the newest that have: what is shown without being asked for."""
+    """Those that have not ended, and the newest that have: what is shown without being asked for.
+
+    Of a pod that was asked just now every run that has not ended has a copy; those without one are old.
+    """
     over = [(s, state_of(s.run) in ENDED) for s in all_runs if not s.far or Index.read(s.run) is not None]
-    unseen = [s for s in all_runs if s.far and Index.read(s.run) is None]
+    unseen = [s for s in all_runs if isinstance(s, FarSource) and not s.reachable and Index.read(s.run) is None]
     return [s for s, e in over if not e] + [s for s, e in over if e][:ENDED_SHOWN] + unseen[:ENDED_SHOWN]
 
 

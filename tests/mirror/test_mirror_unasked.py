@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs.events import read_events
+from orchestrator.runs.fleet import ENDED_SHOWN, newest, sources, survey, troubles
 from orchestrator.runs.report import runs_table, screen
 from orchestrator.runs.source import FarSource, fetch
 from orchestrator.runs.views import RunView, snapshot
@@ -17,6 +18,7 @@ from tests.lab.sshd import Sshd, why_no_sshd
 from tests.mirror.conftest import Far
 from tests.mirror.test_mirror_ssh import Site, sshds
 from tests.mirror.test_mirror_views import Deaf, running
+from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import UnreachableError
 
 __all__ = ["sshds"]
@@ -79,3 +81,18 @@ def test_what_was_not_asked_is_told_with_what_to_type(tmp_path: Path, sshds: dic
         assert not list(made.run.requests.glob("*")) and not made.run.halt.exists()
     finally:
         site.orch.close()
+
+
+def test_a_pod_that_was_asked_has_no_unknown_runs_to_show(far: Far) -> None:
+    """Old runs that have ended are told by the pod and not copied: they are no part of the short list."""
+    for i in range(ENDED_SHOWN + 5):
+        made = make_run(far.there, f"old-{i}", created=1_795_000_000.0 + i)
+        made.status("succeeded", "x")
+    looks = survey(far.home, {"box": PodSpec(ssh="root@box")}, lambda name, spec: far.pod)
+    assert len(looks[0].rounds[0].listed) == ENDED_SHOWN + 5
+    assert len(newest(sources(far.home, looks))) == ENDED_SHOWN
+    looks[0].error = UnreachableError("E-SSH-032", "pod box cannot be reached: no answer")
+    assert len(newest(sources(far.home, looks))) == ENDED_SHOWN + 5
+    assert troubles(looks) == ["pod box cannot be reached: no answer"]
+    looks[0].error = UnreachableError("E-MIRROR-008", "no answer in 7 s")
+    assert troubles(looks) == ["pod box: no answer in 7 s"]
