@@ -33,6 +33,7 @@ def down(
     json: Json = False,
 ) -> None:
     """Stop the idle Ray and keeper of this machine or of a pod. Refused while a run has not ended there."""
+    from orchestrator.runs.render import one_line
     from pods.access import find_pod
 
     _, found = find_pod(home(), pod or "local")
@@ -44,9 +45,9 @@ def down(
     if reply.get("stopped") is not True:
         told = f"nothing to stop: no keeper runs {where}"
     else:
-        stayed = reply.get("stayed")
+        stayed = one_line(str(reply.get("stayed") or ""))
         told = f"the keeper and its Ray have stopped {where}" + (f"; these stayed: {stayed}" if stayed else "")
     if json:
-        emit({"v": 1, **reply})
+        emit({**reply, "v": 1})
     else:
         say(told)

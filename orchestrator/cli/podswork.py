@@ -163,12 +163,14 @@ def _progress(*, quiet: bool) -> Progress:
 
 def _tell_moved(moved: Moved, where: str, *, json: bool) -> None:
     from orchestrator.inventory.transfer import summary
+    from orchestrator.runs.render import one_line
 
     if json:
         emit({"v": 1, **moved.as_json()})
     else:
         say(
-            f"{where}  {moved.files} file{'' if moved.files == 1 else 's'}, {moved.size_bytes:,} bytes", *summary(moved)
+            f"{one_line(where)}  {moved.files} file{'' if moved.files == 1 else 's'}, {moved.size_bytes:,} bytes",
+            *summary(moved),
         )
     if moved.odd:
         raise typer.Exit(CliExit.REMOTE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,21 @@ def emit(document: dict[str, Any]) -> None:
     """The one document of a command under `--json`."""
     from orchestrator.runs.render import redacted
 
-    print(json.dumps(redacted(document), allow_nan=False, ensure_ascii=True))
+    shown = redacted(document)
+    try:
+        text = json.dumps(shown, allow_nan=False, ensure_ascii=True)
+    except ValueError:  # a figure of a pod that is none
+        text = json.dumps(_finite(shown), allow_nan=False, ensure_ascii=True)
+    print(text)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every number that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def whole(text: str, option: str) -> int:

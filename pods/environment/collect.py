@@ -22,7 +22,7 @@ def collect_garbage(pod: Pod, older_s: float, *, dry_run: bool) -> tuple[list[di
         if code["objects"] or code["snapshots"]:
             store = {"kind": "code", "path": str(pod.home.code_store), "size_bytes": code["bytes"], "age_s": older_s}
             rows.append(_row(store))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise RemoteError("E-ENV-090", f"pod {pod.name} does not say what it removed", value=found) from e
     return rows, kept
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,38}")
-RUN_ID_PATTERN = re.compile(r"(?P<name>[a-z][a-z0-9-]{0,38})-(?P<utc>\d{8}T\d{6}Z)-(?P<hex>[0-9a-f]{4})")
+RUN_ID_PATTERN = re.compile(r"(?P<name>[a-z][a-z0-9-]{0,38})-(?P<utc>\d{8}T\d{6}Z)-(?P<hex>[0-9a-f]{4})", re.ASCII)
 UTC_FORMAT = "%Y%m%dT%H%M%SZ"
 HALT_NAME = ".HALT"
 STAGED_PREFIX = ".tmp_"
