@@ -13,7 +13,7 @@ import time
 import paramiko
 
 from pods.transport.script import Stream
-from pods.transport.sshlink import lost
+from pods.transport.sshlink import lost, shut
 from workloads.contract.errors import RemoteError, UnreachableError
 
 CHUNK_BYTES = 64 << 10
@@ -113,8 +113,7 @@ def alive(channel: paramiko.Channel) -> bool:
 
 def hang_up(channel: paramiko.Channel) -> None:
     """Close it. paramiko raises EOFError when the connection breaks just then, which is as closed as can be."""
-    with contextlib.suppress(EOFError, OSError):
-        channel.close()
+    shut(channel.close)
 
 
 def drain(channel: paramiko.Channel, out: Stream, err: Stream) -> bool:

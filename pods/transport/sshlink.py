@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from workloads.contract.errors import UnreachableError
 MAX_TRIES = 6
 """a connection that is dropped at once is tried again this often, within three times the timeout"""
 FIRST_PAUSE_S = 0.2
+SHUT_S = 2.0
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Link:
 
     def close(self) -> None:
         for connection in reversed(self.connections):
-            connection.client.close()
+            shut(connection.client.close)
 
 
 def open_link(name: str, spec: PodSpec, config_file: Path | None, timeout_s: float) -> Link:
@@ -174,3 +176,19 @@ def lost(pod: str, where: str, error: object = None) -> UnreachableError:
         "E-SSH-040", f"the connection to pod {pod} was lost", where=where, value=error,
         fix="the same command again (nothing on the pod was stopped by this)",
     )  # fmt: skip
+
+
+def shut(close: Callable[[], object]) -> None:
+    """Carry out `close` of something of paramiko's, and wait for it, but not for ever.
+
+    Ctrl-C that strikes inside paramiko leaves its locks held; who waits for one of them then waits without end. Such a
+    wait is left to a thread that ends with this process.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            close()
+
+    thread = threading.Thread(target=work, daemon=True, name="hang-up")
+    thread.start()
+    thread.join(SHUT_S)

@@ -253,3 +253,18 @@ def test_put_on_a_full_disk_says_so_and_keeps_the_old_file(
         assert (disk / "file").read_bytes() == b"old" and os.listdir(disk) == ["file"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("buffer", ["in_buffer", "in_stderr_buffer"])
+def test_a_lock_that_ctrl_c_left_held_inside_paramiko_holds_nobody_up(
+    sshd: Sshd, connect: Connect, buffer: str
+) -> None:
+    """KeyboardInterrupt between `acquire` and `try` in its read: for ever held by the thread that has to clean up."""
+    transport = connect(sshd)
+    with pytest.raises(KeyboardInterrupt), transport._session(10) as channel:
+        getattr(channel, buffer)._lock.acquire()
+        began = time.monotonic()
+        raise KeyboardInterrupt
+    transport.close()
+    assert time.monotonic() - began < 6
+    assert transport.run(["true"], timeout_s=10).ok  # a new connection
