@@ -69,6 +69,11 @@ class RayNode:
         return Path(f"/tmp/orch-{os.getuid()}-ray-{self.cluster_id[:8]}")
 
     @property
+    def sessions(self) -> Path:
+        """Ray opens its directory to everybody (0777) when it starts: it lies in one that stays ours."""
+        return self.temp / "r"
+
+    @property
     def generation(self) -> str:
         """Names one life of the cluster: what was submitted to another one is gone."""
         return str(self._record.get("generation", ""))
@@ -204,7 +209,7 @@ class RayNode:
         return [
             self.python, "-s", "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *ports.flags(),
-            f"--temp-dir={self.temp}", f"--num-cpus={cpu_count()}", f"--num-gpus={len(gpus)}",
+            f"--temp-dir={self.sessions}", f"--num-cpus={cpu_count()}", f"--num-gpus={len(gpus)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}", f'--resources={{"pod:{self.pod}": 1}}',
             "--disable-usage-stats",
         ]  # fmt: skip
@@ -216,7 +221,7 @@ class RayNode:
         if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.getuid():
             raise PermissionError(f"{self.temp} is not a directory of ours")
         self.temp.chmod(0o700)
-        sessions = sorted((p for p in self.temp.glob("session_2*") if not p.is_symlink()), reverse=True)
+        sessions = sorted((p for p in self.sessions.glob("session_2*") if not p.is_symlink()), reverse=True)
         for old in sessions[KEEP_SESSIONS:]:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -97,6 +97,8 @@ def test_secrets_token_and_modes(far: Far) -> None:
     assert set(holders(Path(str(far.sshd.home)), canary.encode())) == set()
     assert [p for folder in ray_folders(there.home) for p in holders(folder, canary.encode())] == []
 
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in ray_folders(there.home)} == {0o700}
+
     (token_file,) = (there.home.path / "ray").glob("*/token")
     token = token_file.read_text().strip()
     assert not any(token in text for text in shown)
