@@ -131,6 +131,7 @@ def gate(bench: Bench, at: str) -> tuple[Path, Path]:
     return program, reached
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [LONG("--version "), LONG("venv --no-project"), "pip install", LONG("pip check")])
 def test_a_killed_builder_is_followed_by_another(bench: Bench, at: str) -> None:
     """kill -9 at every step: nothing of it lives on, nobody takes what it left for an environment."""
@@ -195,6 +196,7 @@ ensure.ensure_environment(pod, ensure.about(pod), spec_of(*THREE), OrchHome(Path
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [LONG("sending uv"), LONG("sending 3 wheels"), "bytes", "building", LONG("making")])
 def test_a_killed_operator_is_followed_by_another(bench: Bench, at: str) -> None:
     argv = [sys.executable, "-c", OPERATOR, str(bench.home.path), str(bench.root), at]
@@ -236,6 +238,7 @@ def failure(bench: Bench, *lines: str, offline: bool = True) -> OrchError:
     return e.value
 
 
+@pytest.mark.long
 def test_another_hash_is_refused_at_home_and_on_the_pod(bench: Bench) -> None:
     right = next(w.sha256 for w in wheels_of(bench) if w.path.name.startswith("iniconfig"))
     version = next(w.path.name for w in wheels_of(bench) if w.path.name.startswith("iniconfig")).split("-")[1]

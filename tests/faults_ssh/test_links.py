@@ -76,6 +76,7 @@ def test_one_session_at_a_time_is_enough(make_lab: MakeLab, reach: Reach) -> Non
     assert lab["pod-a"].sshd_log.count("Accepted publickey") == 1
 
 
+@pytest.mark.long
 def test_a_far_and_lossy_pod_answers(lab: Lab, reach: Reach) -> None:
     pod = lab["pod-b"]
     with lab.inside(), pod.far(0.04, loss=0.02):

@@ -65,6 +65,7 @@ def evil(make_sshd: MakeSshd, tmp_path: Path) -> Sshd:
     return sshd
 
 
+@pytest.mark.long
 def test_programs_that_answer_with_escapes(orch: Orch, evil: Sshd) -> None:
     assert harmless(add(orch, "box", evil)).code in (0, 4, 5, 7)
     assert "\\x1b]52" in harmless(orch("pods", "exec", "box", "--", "uname", "-a")).out
@@ -76,6 +77,7 @@ def test_programs_that_answer_with_escapes(orch: Orch, evil: Sshd) -> None:
             json.loads(ran.out, parse_constant=lambda word: pytest.fail(word))
 
 
+@pytest.mark.long
 def test_output_of_a_command_and_names_of_files(orch: Orch, sshd: Sshd, tmp_path: Path) -> None:
     assert add(orch, "box", sshd).code == 0
     there = tmp_path / "there"
@@ -182,6 +184,7 @@ def test_an_sshd_that_does_not_answer(orch: Orch, sshd: Sshd, home: OrchHome) ->
         block(orch, "23_sshd_hangs", 4, port=sshd.port)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "says"), [("24_newer_protocol", "ORCH-REMOTE 2"), ("25_odd_protocol", "ORCH-REMOTE \\033[2J")]
 )
@@ -214,6 +217,7 @@ def test_no_stdin_no_terminal_and_a_reader_that_goes_away(orch: Orch, sshd: Sshd
     assert process.wait(30) == -signal.SIGPIPE and process.stderr is not None and process.stderr.read() == ""
 
 
+@pytest.mark.long
 def test_ctrl_c_twice(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
     inventory(home, sshd)
     for words in (("pods", "exec", "box", "--", "sleep", "30"), ("runs", "--from", "box")):

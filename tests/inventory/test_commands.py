@@ -104,6 +104,7 @@ def test_nobody_there(orch: Orch, home: OrchHome) -> None:
     assert ran.code == 4 and "refuses the connection" in ran.err and not home.inventory.exists()
 
 
+@pytest.mark.long
 def test_names_and_machines_that_are_there(orch: Orch, make_sshd: MakeSshd, home: OrchHome) -> None:
     one = make_sshd("one")
     assert add(orch, "box", one).code == 0
@@ -123,6 +124,7 @@ def test_names_and_machines_that_are_there(orch: Orch, make_sshd: MakeSshd, home
     assert list(load_inventory(home).pods) == ["local", "box"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -168,6 +170,7 @@ def test_a_changed_key_is_refused_and_pinned_anew_on_demand(
     assert orch("pods", "exec", "box", "--", "true").code == 0
 
 
+@pytest.mark.long
 def test_import(orch: Orch, make_sshd: MakeSshd, person: Path, home: OrchHome) -> None:
     known, unknown = make_sshd("known"), make_sshd("unknown")
     config = "".join(
@@ -202,6 +205,7 @@ def test_a_key_in_known_hosts_that_differs_is_shown(
     assert shell.end() == 5
 
 
+@pytest.mark.long
 def test_forget_names_the_runs(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
     assert add(orch, "box", sshd).code == 0
     assert orch("pods", "ssh", "box", "--", "true").code == 0
@@ -229,6 +233,7 @@ def test_words_arrive_whole(orch: Orch, sshd: Sshd, verb: tuple[str, ...]) -> No
     assert orch("pods", *verb, "box", "--", "sh", "-c", "exit 7").code == 7
 
 
+@pytest.mark.long
 def test_several_pods_at_once(orch: Orch, make_sshd: MakeSshd) -> None:
     one, two = make_sshd("one"), make_sshd("two")
     assert add(orch, "one", one).code == 0 and add(orch, "two", two).code == 0
@@ -247,6 +252,7 @@ def test_several_pods_at_once(orch: Orch, make_sshd: MakeSshd) -> None:
     assert orch("pods", "exec", "--all", "--", "true").code == 4  # the other is shown all the same
 
 
+@pytest.mark.long
 def test_a_command_that_takes_too_long(orch: Orch, sshd: Sshd) -> None:
     assert add(orch, "box", sshd).code == 0
     began = time.monotonic()
@@ -254,6 +260,7 @@ def test_a_command_that_takes_too_long(orch: Orch, sshd: Sshd) -> None:
     assert ran.code == 4 and time.monotonic() - began < 15
 
 
+@pytest.mark.long
 def test_the_agent_is_never_forwarded(orch: Orch, sshd: Sshd, person: Path) -> None:
     (person / ".ssh" / "config").write_text("Host *\n  ForwardAgent yes\n  ForwardX11 yes\n")
     assert add(orch, "box", sshd).code == 0
@@ -270,6 +277,7 @@ def test_the_agent_is_never_forwarded(orch: Orch, sshd: Sshd, person: Path) -> N
         os.kill(int(values["SSH_AGENT_PID"]), signal.SIGTERM)
 
 
+@pytest.mark.long
 def test_ssh_over_jump_hosts_accepts_pinned_keys_alone(
     orch: Orch, make_sshd: MakeSshd, person: Path, home: OrchHome
 ) -> None:
@@ -318,6 +326,7 @@ def test_forward(orch: Orch, sshd: Sshd) -> None:
         socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=2)
 
 
+@pytest.mark.long
 def test_forward_is_refused_when_it_cannot_be(orch: Orch, sshd: Sshd) -> None:
     assert add(orch, "box", sshd).code == 0
     assert orch("forward", "box", "70000").code == 2 and orch("forward", "local", "80").code == 2

@@ -102,6 +102,7 @@ def test_it_is_looked_for_with_the_interpreters_of_the_run(sshd: Sshd) -> None:
         transport.close()
 
 
+@pytest.mark.long
 def test_no_dashboard_without_ray(orch: Orch, make_sshd: MakeSshd) -> None:
     assert add(orch, "box", make_sshd(), "--python", sys.executable).code == 0
     for name in ("box", "local"):

@@ -118,6 +118,7 @@ def test_reset_slow_and_lossy_links_are_that_and_end(lab: Lab) -> None:
     assert send_s() < plain + 1.0
 
 
+@pytest.mark.long
 def test_a_far_pod_takes_its_time_each_way(lab: Lab) -> None:
     pod = lab["pod-b"]
 

@@ -93,6 +93,7 @@ def test_halt_by_command_queues_nothing_and_names_the_checkpoint(orch: Orch) -> 
     orch("halt", run.run_id)  # again: nothing left to do, and no error
 
 
+@pytest.mark.long
 def test_a_killed_rank_restarts_from_the_newest_checkpoint(orch: Orch, unbroken: RunDir) -> None:
     run = orch.launch(*small(160, "rankkill"))
     orch.wait_step(run, 45)

@@ -170,6 +170,7 @@ def test_what_is_removed_there_is_removed_here_but_logs_and_pulled_data_stay(far
     assert not source.run.checkpoint(1).exists() and source.run.manifest(source.run.checkpoint(2)).exists()
 
 
+@pytest.mark.long
 def test_cut_at_random_moments_it_is_the_same_in_the_end(far):
     made = filled(far)
     dice = random.Random(7)

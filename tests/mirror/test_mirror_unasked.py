@@ -19,7 +19,7 @@ from tests.mirror.conftest import Far
 from tests.mirror.test_mirror_ssh import Site, sshds
 from tests.mirror.test_mirror_views import Deaf, running
 from workloads.contract.config.inventory import PodSpec
-from workloads.contract.errors import UnreachableError
+from workloads.contract.errors import RefusedError, UnreachableError
 
 __all__ = ["sshds"]
 
@@ -61,6 +61,7 @@ def test_the_screen_calls_no_rank_live_that_nobody_sees(far: Far) -> None:
     assert "last beat   10 min" in text and "eta         -" in text
 
 
+@pytest.mark.long
 @pytest.mark.skipif(why_no_sshd() is not None, reason=str(why_no_sshd()))
 def test_what_was_not_asked_is_told_with_what_to_type(tmp_path: Path, sshds: dict[str, Sshd]) -> None:
     site = Site(tmp_path, sshds)
@@ -96,3 +97,5 @@ def test_a_pod_that_was_asked_has_no_unknown_runs_to_show(far: Far) -> None:
     assert troubles(looks) == ["pod box cannot be reached: no answer"]
     looks[0].error = UnreachableError("E-MIRROR-008", "no answer in 7 s")
     assert troubles(looks) == ["pod box: no answer in 7 s"]
+    looks[0].error = RefusedError("E-SSH-012", "pod box shows another host key", fix="orch pods repin box")
+    assert troubles(looks) == ["pod box shows another host key; fix: orch pods repin box"]

@@ -120,6 +120,7 @@ def later(delay_s: float, *steps) -> None:
     threading.Thread(target=play, daemon=True).start()
 
 
+@pytest.mark.long
 def test_follow_over_a_cut_to_the_end(far):
     made = running(far)
     made.run.training_csv.write_text("step,loss\n1,5.5\n40,1.25\n")

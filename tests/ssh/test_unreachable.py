@@ -121,6 +121,7 @@ def test_an_sshd_that_hangs_is_told_from_one_that_is_gone(sshd: Sshd, connect: C
     assert connect(sshd).run(["true"], timeout_s=10).ok
 
 
+@pytest.mark.long
 def test_what_hangs_after_its_banner_or_is_no_sshd_at_all() -> None:
     with server(b"SSH-2.0-x\r\n", close=False) as port:
         assert "key exchange" in told(f"r@127.0.0.1:{port}", 0.5)[0].what
@@ -130,6 +131,7 @@ def test_what_hangs_after_its_banner_or_is_no_sshd_at_all() -> None:
         assert told(f"r@127.0.0.1:{port}", 1.0)[0].exit_code == 4
 
 
+@pytest.mark.long
 def test_dropped_at_once_is_tried_again_within_bounds() -> None:
     with server(b"", close=True) as port:
         e, took_s = told(f"r@127.0.0.1:{port}", 1.0)
@@ -197,6 +199,7 @@ def test_a_cut_is_noticed_within_15_seconds(make_lab: MakeLab) -> None:
             transport.close()
 
 
+@pytest.mark.long
 @pytest.mark.lab
 def test_silence_on_the_network_is_a_timeout_and_two_addresses_are_told_apart(make_lab: MakeLab) -> None:
     lab = make_lab(2)

@@ -59,6 +59,7 @@ def agents(cluster: str) -> set[int]:
     return {pid for pid, title in titles if title.startswith(b"ray::PodAgent")}
 
 
+@pytest.mark.long
 def test_killed_hard_it_comes_back_to_the_same_ranks(keeper: KeeperClient) -> None:
     argv = [sys.executable, "-c", "import time; time.sleep(600)"]
     run = make_run(keeper.home, argv, cluster=CLUSTER)
