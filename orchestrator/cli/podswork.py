@@ -126,6 +126,9 @@ def push(
         pod = _open(name)
         try:
             moved = send(pod, source, target, progress.total, progress.on_bytes)
+        except KeyboardInterrupt:
+            _cut_off("orch pods push")
+            raise
         finally:
             pod.close()
     _tell_moved(moved, f"{name}:{moved.path}", json=json)
@@ -144,9 +147,16 @@ def pull(
         pod = _open(name)
         try:
             moved = fetch(pod, source, target, progress.total, progress.on_bytes)
+        except KeyboardInterrupt:
+            _cut_off("orch pods pull")
+            raise
         finally:
             pod.close()
     _tell_moved(moved, moved.path, json=json)
+
+
+def _cut_off(command: str) -> None:
+    hint(f"\ncut off; the same {command} goes on where it was")
 
 
 def _open(name: str) -> Pod:

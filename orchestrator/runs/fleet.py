@@ -162,8 +162,13 @@ def _members(home: OrchHome, run: str) -> list[str]:
 
 def troubles(looks: list[Look]) -> list[str]:
     """A line for each pod that could not be asked."""
-    told = [(f"pod {k.name}", one_line(k.error.what)) for k in looks if k.error is not None]
-    return [what if what.startswith(f"{pod} ") else f"{pod}: {what}" for pod, what in told]
+    return [_trouble(look.name, look.error) for look in looks if look.error is not None]
+
+
+def _trouble(pod: str, e: OrchError) -> str:
+    what = one_line(e.what)
+    told = what if what.startswith(f"pod {pod} ") else f"pod {pod}: {what}"
+    return told + (f"; fix: {one_line(e.fix)}" if e.fix and not isinstance(e, UnreachableError) else "")
 
 
 def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[Source]:

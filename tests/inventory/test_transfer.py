@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,19 @@ def test_over_ssh(orch: Orch, make_sshd: MakeSshd, tree: Path, tmp_path: Path, h
     ran = orch("pods", "pull", "box", "~/data/x", str(tmp_path / "back"))
     assert ran.code == 7 and "\x1b" not in ran.out + ran.err and "left out: \\x1b[2J" in ran.out
     assert orch("pods", "pull", "box", "nothing", str(tmp_path / "back")).code == 7
+
+
+def test_ctrl_c_says_how_it_goes_on(orch: Orch, make_sshd: MakeSshd, tmp_path: Path, home: OrchHome) -> None:
+    sshd = make_sshd()
+    assert add(orch, "box", sshd).code == 0
+    source = tmp_path / "large"
+    with source.open("wb") as f:
+        f.truncate(256 << 20)
+    process = orch.start("pods", "push", "box", str(source), "large")
+    deadline = time.monotonic() + 20
+    while not list((tmp_path / "home-pod").glob("*large*")) and time.monotonic() < deadline:
+        time.sleep(0.02)  # until the first bytes are there
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "cut off; the same orch pods push goes on where it was" in err, err
+    assert not (tmp_path / "home-pod" / "large").exists() and "Traceback" not in err
