@@ -1,7 +1,7 @@
-"""One lie at a time, in every place of every answer: the command ends in an answer or one block, and shows no escape.
+"""One lie at a time, in the places of every answer: the command ends in an answer or one block, and shows no escape.
 
-What the pod says otherwise is true, so that each lie gets as far as it can. The default takes a sample with a fixed
-seed; `make test-long` takes all.
+What the pod says otherwise is true, so that each lie gets as far as it can. The default takes a small sample;
+`make test-long` takes every place, with two values for each (all values where an answer is short), by a fixed seed.
 """
 
 from __future__ import annotations
