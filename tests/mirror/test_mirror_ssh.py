@@ -97,7 +97,7 @@ def test_one_pod_lost_shows_the_others_and_the_copy(site):
     ran = site.orch("status")
     assert time.monotonic() - began < 9 and ran.code == 0
     assert re.search(r"cow +running when last seen", ran.out) and "pod cow unreachable" in ran.out, ran.out
-    assert ran.err.count("pod cow:") == 1
+    assert ran.err.count("pod cow cannot be reached") == 1
     rows = {r["name"]: r for r in site.orch("status", "--json").json["runs"]}
     assert (rows["one"]["pod_reachable"], rows["two"]["pod_reachable"]) == (True, False)
     cached = site.orch("status", "--cached")
