@@ -78,8 +78,7 @@ def site() -> Iterator[Site]:
         specs, there = {}, []
         for i in range(PODS):
             root = OrchHome(folder / f"pod{i}")
-            leases = f"SetEnv ORCH_LEASES={folder / 'leases'}"
-            sshd = stack.enter_context(Sshd(folder / f"sshd{i}", extra=[leases]))
+            sshd = stack.enter_context(Sshd(folder / f"sshd{i}", env={"ORCH_LEASES": str(folder / "leases")}))
             specs[f"pod{i}"] = PodSpec(
                 ssh=sshd.target, host_key=sshd.host_key, identity=str(sshd.identity), root=str(root.path),
                 python=sys.executable,

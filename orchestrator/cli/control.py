@@ -24,10 +24,11 @@ from orchestrator.cli.shared import (
     wake_where_asleep,
     whole,
 )
-from workloads.contract.errors import ConflictError, OrchError, RemoteError, UnreachableError, UsageError
+from workloads.contract.errors import ConflictError, OrchError, RemoteError, SpecError, UnreachableError, UsageError
 from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
+    from orchestrator.runs.fleet import Look
     from orchestrator.runs.follow import Stopped
     from orchestrator.runs.source import Source
     from orchestrator.runs.views import RunView
@@ -270,10 +271,16 @@ def _living() -> tuple[list[Source], list[OrchError]]:
     from orchestrator.runs.views import state_of
     from workloads.contract.states import ENDED
 
-    looks = survey(home(), far_pods(home())) if has_far_pods(home()) else []
+    looks: list[Look] = []
+    lost: list[OrchError] = []
+    try:
+        looks = survey(home(), far_pods(home())) if has_far_pods(home()) else []
+    except OrchError as e:  # an inventory that is wrong: the runs of this machine are halted all the same
+        fix = "orch pods list   (tells what is wrong in it), then orch halt --all"
+        what = f"no pod was asked to halt its runs: {e.what}"
+        lost.append(SpecError(e.code, what, where=str(home().inventory), fix=fix))
     known = sources(home(), looks)
     errors = {look.name: look.error for look in looks if look.error is not None}
-    lost = []
     for pod, error in errors.items():
         there = [s for s in known if s.far and s.pod == pod]
         living = [s.run.run_id for s in there if state_of(s.run) not in ENDED]

@@ -58,8 +58,7 @@ def launch(
     import os
 
     cwd = Path.cwd()
-    where = [f"pods=[{', '.join(pods)}]"] if pods else []
-    loaded = _load(job, ctx.obj, [*(sets or []), *where], name, cwd)
+    loaded = _load(job, ctx.obj, sets or [], name, pods or [], cwd)
     from orchestrator.jobs.launch import prepare
     from orchestrator.runs.waiting import Live
 
@@ -95,7 +94,9 @@ def _stages(live: Live) -> OnTime:
     return lambda stage, seconds: live.line(f"  {stage:<16} {duration(seconds)}")
 
 
-def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | None, cwd: Path) -> LoadedJob:
+def _load(
+    job: str | None, tail: list[str] | None, sets: list[str], name: str | None, pods: list[str], cwd: Path
+) -> LoadedJob:
     if (job is None) == (tail is None):
         raise UsageError(
             "E-CLI-006", "name a job or give a command after `--`" + (", not both" if job else ""), where="orch launch",
@@ -108,8 +109,8 @@ def _load(job: str | None, tail: list[str] | None, sets: list[str], name: str | 
     from orchestrator.jobs.jobfile import command_job, load_job
 
     if tail is not None:
-        return command_job(tail, name=name, sets=sets, cwd=cwd)
-    return load_job(str(job), sets=sets, name=name, cwd=cwd)
+        return command_job(tail, name=name, sets=sets, pods=pods, cwd=cwd)
+    return load_job(str(job), sets=sets, name=name, pods=pods, cwd=cwd)
 
 
 def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> Source:

@@ -38,10 +38,12 @@ def recipes() -> dict[str, Path]:
     return {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
 
 
-def load_job(ref: str, *, sets: Sequence[str] = (), name: str | None = None, cwd: Path) -> LoadedJob:
+def load_job(
+    ref: str, *, sets: Sequence[str] = (), name: str | None = None, pods: Sequence[str] = (), cwd: Path
+) -> LoadedJob:
     """The job in a recipe or a file, with the overrides. SpecError, UsageError, LocalError or a group of them."""
     path, shown = _find(ref, cwd)
-    overrides, errors = _overrides(sets, name)
+    overrides, errors = _overrides(sets, name, pods)
     try:
         doc = read_yaml(path, shown)
     except ErrorGroup as e:
@@ -55,9 +57,11 @@ def load_job(ref: str, *, sets: Sequence[str] = (), name: str | None = None, cwd
     return _check(data, overrides, doc, errors, str(path))
 
 
-def command_job(argv: Sequence[str], *, name: str | None, sets: Sequence[str] = (), cwd: Path) -> LoadedJob:
+def command_job(
+    argv: Sequence[str], *, name: str | None, sets: Sequence[str] = (), pods: Sequence[str] = (), cwd: Path
+) -> LoadedJob:
     """A job that runs `argv` as it is, whatever bytes are in it. `cwd` is where it will run."""
-    overrides, errors = _overrides(sets, name)
+    overrides, errors = _overrides(sets, name, pods)
     # the model takes Unicode only; file names of any bytes arrive as surrogates and are put in afterwards
     plain = [a.encode("utf-8", "replace").decode() for a in argv]
     data = {"name": name_of_command(argv), "kind": "command", "command": plain}
@@ -67,8 +71,10 @@ def command_job(argv: Sequence[str], *, name: str | None, sets: Sequence[str] = 
     return replace(loaded, spec=loaded.spec.model_copy(update={"command": list(argv)}))
 
 
-def _overrides(sets: Sequence[str], name: str | None) -> tuple[list[Override], list[OrchError]]:
+def _overrides(sets: Sequence[str], name: str | None, pods: Sequence[str]) -> tuple[list[Override], list[OrchError]]:
     found, errors = parse_overrides(sets)
+    if pods:
+        found.append(Override(("pods",), list(pods), " --pod ".join(pods), "--pod"))
     if name is not None and not NAME_PATTERN.fullmatch(name):
         near = slug(name)
         errors.append(

@@ -23,6 +23,7 @@ class Override:
     path: tuple[str, ...]
     value: object
     text: str  # as typed
+    option: str = "--set"
 
     @property
     def shown(self) -> str:
@@ -30,7 +31,7 @@ class Override:
 
     @property
     def where(self) -> str:
-        return f"--set {self.text}"
+        return f"{self.option} {self.text}"
 
 
 def parse_overrides(sets: Sequence[str]) -> tuple[list[Override], list[OrchError]]:

@@ -37,20 +37,25 @@ def choose_pod(spec: JobSpec, inventory: Inventory, where: Where) -> tuple[str, 
             raise SpecError(
                 "E-PLAN-001", f"pod {name} is not in the inventory", where=where(f"pods[{i}]"), value=name,
                 expected="one of " + ", ".join(inventory.pods), did_you_mean=close[0] if close else None,
-                fix=f"pods: [{close[0] if close else 'local'}]",
+                fix=_pods(where, close[0] if close else "local"),
             )  # fmt: skip
     far = [n for n in spec.pods if not inventory.pods[n].local]
     if far and len(spec.pods) > 1:
         raise SpecError(
             "E-PLAN-002", "one run on several pods is not available yet", where=where("pods"),
-            value=", ".join(spec.pods), expected="one pod", fix=f"pods: [{far[0]}]",
+            value=", ".join(spec.pods), expected="one pod", fix=_pods(where, far[0]),
         )  # fmt: skip
     if len(spec.pods) > 1:
         raise SpecError(
             "E-PLAN-003", "several local pods are one and the same machine", where=where("pods"),
-            value=", ".join(spec.pods), expected="one local pod", fix=f"pods: [{spec.pods[0]}]",
+            value=", ".join(spec.pods), expected="one local pod", fix=_pods(where, spec.pods[0]),
         )  # fmt: skip
     return spec.pods[0], inventory.pods[spec.pods[0]]
+
+
+def _pods(where: Where, pod: str) -> str:
+    """How to name `pod` where the pods were named."""
+    return f"--pod {pod}" if where("pods").startswith("--pod ") else f"pods: [{pod}]"
 
 
 def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Placement:

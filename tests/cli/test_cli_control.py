@@ -79,6 +79,15 @@ def test_halt_all_asks_every_run_before_it_waits(orch, make):
     assert orch("halt", "--all").out == "every run has ended\n"
 
 
+def test_halt_all_halts_what_is_here_also_when_the_inventory_is_wrong(orch, make):
+    made = running(make)
+    inventory = made.run.path.parents[1] / "pods.yaml"
+    inventory.write_text("pods:\n  box: {ssh: a, prot: 1}\n  other: {ssh: ''}\n")
+    ran = orch("halt", "--all", "--no-wait")
+    assert made.run.halt.exists() and ran.code == 2
+    assert "no pod was asked to halt its runs" in ran.err and "orch pods list" in ran.err
+
+
 def test_halt_of_an_ended_run(orch, make):
     make().status("succeeded", "all done")
     ran = orch("halt", "tiny")

@@ -58,15 +58,16 @@ def far() -> Iterator[Far]:
     if why:
         pytest.skip(why)
     orch, there = make_orch(), make_orch()
-    with tempfile.TemporaryDirectory(prefix="orch-sshd-") as folder:
-        leases = f"ORCH_LEASES={there.home.path / 'leases'}"
-        with Sshd(Path(folder), extra=[f"SetEnv {leases}"]) as sshd:
-            try:
-                add_pod(orch, sshd, there.home)
-                yield Far(orch, sshd, there)
-            finally:
-                orch.remove()
-                there.remove()
+    with (
+        tempfile.TemporaryDirectory(prefix="orch-sshd-") as folder,
+        Sshd(Path(folder), env={"ORCH_LEASES": str(there.home.path / "leases")}) as sshd,
+    ):
+        try:
+            add_pod(orch, sshd, there.home)
+            yield Far(orch, sshd, there)
+        finally:
+            orch.remove()
+            there.remove()
 
 
 def fingerprint(key: str) -> str:

@@ -220,6 +220,13 @@ def test_more_cpus_than_this_machine_has(home: OrchHome, tmp_path: Path) -> None
     assert e.value.code == "E-PLAN-006" and e.value.where == "--set resources.ranks=4096"
 
 
+def test_a_pod_that_is_not_known_is_told_as_it_was_typed(home: OrchHome, tmp_path: Path) -> None:
+    loaded = command_job(["true"], name="demo", pods=["locl"], cwd=tmp_path)
+    with pytest.raises(SpecError) as e:
+        prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={})
+    assert (e.value.code, e.value.where, e.value.fix) == ("E-PLAN-001", "--pod locl", "--pod local")
+
+
 def test_a_bad_inventory_is_told_with_its_lines(home: OrchHome, tmp_path: Path) -> None:
     ensure_home(home)
     home.inventory.write_text("pods:\n  big: {ssh: ada@big, prot: 22}\n  Bad: {local: true}\n  both: {}\n")

@@ -21,7 +21,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,8 @@ class Sshd:
     """default: a new one in `folder`. Never that of the person: its login files would run, and be killed half way"""
     shell: str | None = None
     sftp: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    """more of it for every command"""
     extra: Sequence[str] = ()
     pid: int = 0
     token: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -145,10 +147,13 @@ class Sshd:
             f"MaxStartups {self.max_startups}",
             *([f"Banner {_quoted(self.folder / 'banner')}"] if self.banner else []),
             *(["Subsystem sftp internal-sftp"] if self.sftp else []),
-            f"SetEnv {MARK}={self.token}" + (f' "HOME={self.home}"' if os.getuid() else ""),
+            "SetEnv " + " ".join(f'"{k}={v}"' for k, v in self._env().items()),  # of several such lines one counts
             *self.extra,
         ]
         return "\n".join(lines) + "\n"
+
+    def _env(self) -> dict[str, str]:
+        return {MARK: self.token, **({"HOME": str(self.home)} if os.getuid() else {}), **self.env}
 
     def __enter__(self) -> Self:
         self.start()
