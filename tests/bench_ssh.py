@@ -90,10 +90,7 @@ def site() -> Iterator[Site]:
         try:
             yield made
         finally:
-            for name in specs:
-                for verb in (["halt", "--all", "--now"], ["down", name]):
-                    subprocess.run([*ORCH, *verb], env=made.env, check=False, capture_output=True, timeout=120)
-                break  # runs were launched on the first one alone
+            subprocess.run([*ORCH, "down", "pod0"], env=made.env, check=False, capture_output=True, timeout=120)
 
 
 def launches(made: Site) -> list[Row]:
@@ -201,7 +198,9 @@ def main() -> int:
     args = parser.parse_args()
     with site() as made:
         rows = launches(made)
+        made.orch("down", "pod0")
         for there in made.there:
+            there.keeper.mkdir(parents=True, exist_ok=True)
             fill(there, RUNS)
         rows = [*looks(made), *rows, *code(made), polled(made)]
     return report(rows, "ssh", "make bench-ssh", args.save)
