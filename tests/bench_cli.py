@@ -45,11 +45,11 @@ def median_s(argv: Sequence[str], env: dict[str, str], repeat: int) -> float:
     return statistics.median(times[1:])
 
 
-def fill(home: OrchHome, count: int) -> None:
-    """`count` runs of two ranks with 200 beats each, every tenth of them running."""
+def fill(home: OrchHome, count: int, first: int = 0) -> None:
+    """`count` runs of two ranks with 200 beats each; those whose number is a multiple of ten are running."""
     me = ProcId.me()
     atomic_write_json(home.keeper_record, {**asdict(me), "socket": "none"}, durable=False)
-    for i in range(count):
+    for i in range(first, first + count):
         run = home.run(make_run_id(f"bench-{i}", 1.795e9 + i))
         for folder in run.skeleton():
             folder.mkdir(parents=True)

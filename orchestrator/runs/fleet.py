@@ -131,13 +131,16 @@ def _look(home: OrchHome, look: Look, asks: dict[str, Ask]) -> None:
 
 def _remember(home: OrchHome, rows: list[IndexRow], looks: list[Look]) -> None:
     """New runs; and those of a pod that was forgotten, which lie on the pod that tells of them now."""
-    names = far_pods(home).keys() | {look.name for look in looks}
-    known = {r.run: r for r in rows if not r.pod or r.pod in names}
+    known, asked = {r.run: r for r in rows}, {look.name for look in looks}
+    names: set[str] | None = None  # of the inventory, which is read only for a run that another pod has
     new = []
     for look in looks:
         for told in (t for r in look.rounds for t in r.listed):
-            row = row_of(told.run, told.kind, told.created, look.name)
-            if told.run not in known and row is not None:
+            row, old = row_of(told.run, told.kind, told.created, look.name), known.get(told.run)
+            if old is not None and old.pod and old.pod not in asked:
+                names = set(far_pods(home)) if names is None else names
+                old = old if old.pod in names else None
+            if old is None and row is not None:
                 known[told.run] = row
                 new.append(row)
     remember(home, new)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs.events import read_events
-from orchestrator.runs.fleet import ENDED_SHOWN, newest, sources, survey, troubles
+from orchestrator.runs.fleet import ENDED_SHOWN, claims, newest, sources, survey, troubles
+from orchestrator.runs.index import list_runs
 from orchestrator.runs.report import runs_table, screen
 from orchestrator.runs.source import FarSource, fetch
 from orchestrator.runs.views import RunView, snapshot
@@ -99,3 +100,19 @@ def test_a_pod_that_was_asked_has_no_unknown_runs_to_show(far: Far) -> None:
     assert troubles(looks) == ["pod box: no answer in 7 s"]
     looks[0].error = RefusedError("E-SSH-012", "pod box shows another host key", fix="orch pods repin box")
     assert troubles(looks) == ["pod box shows another host key; fix: orch pods repin box"]
+
+
+def test_runs_of_a_forgotten_pod_are_those_of_the_pod_that_has_them_now(far: Far) -> None:
+    made = running(far)
+    spec = PodSpec(ssh="root@198.51.100.7")
+
+    def owner_after(name: str) -> str:
+        looks = survey(far.home, {name: spec}, lambda _, __: far.pod)
+        assert claims(far.home, looks) == []
+        return next(row.pod for row in list_runs(far.home) if row.run == made.run.run_id)
+
+    assert owner_after("old") == "old"
+    assert owner_after("new") == "new"  # the inventory knows no `old`
+    far.home.inventory.write_text("pods: {new: {ssh: root@198.51.100.7}}\n")
+    looks = survey(far.home, {"third": spec}, lambda _, __: far.pod)
+    assert len(claims(far.home, looks)) == 1  # two that are known: told, not mixed
