@@ -7,7 +7,9 @@ and the value fits is for the job's check, which then points at the option inste
 from __future__ import annotations
 
 import copy
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +56,21 @@ def _parse(text: str) -> Override:
             expected="dotted keys of the job file, for example train.steps=200", fix="--set train.steps=200",
         )  # fmt: skip
     try:
-        return Override(tuple(key.split(".")), parse_yaml(value, f"--set {text}").data, text)
+        data = parse_yaml(value, f"--set {text}").data
+        before, comment, _ = f" {value}".partition(" #")
+        lost = comment and parse_yaml(before, key).data == data
     except OrchError as e:
         first = e.errors[0] if isinstance(e, ErrorGroup) else e
         raise UsageError(
             "E-SET-002", f"the value of {key} cannot be read: {first.what}", where=f"--set {text}", value=value,
             fix=first.fix or f"quote it: --set '{key}=\"...\"'",
         ) from e  # fmt: skip
+    if lost:
+        raise UsageError(
+            "E-SET-004", "what follows ` #` would be lost as a comment", where=f"--set {text}", value=value,
+            fix=f"--set {shlex.quote(key + '=' + json.dumps(value))}",
+        )  # fmt: skip
+    return Override(tuple(key.split(".")), data, text)
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:

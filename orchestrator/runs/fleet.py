@@ -186,6 +186,7 @@ def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[So
         look = by_name.get(row.pod)
         source = FarSource(home, home.mirrored(row.run), row.pod, _connector(home, row.pod, look))
         source.reachable = None if not asked else look is not None and look.error is None
+        source.error = look.error if look is not None else None
         found.append(source)
     return found
 

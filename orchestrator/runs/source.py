@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from orchestrator.runs.find import pick
 from orchestrator.runs.index import list_runs
 from orchestrator.runs.views import RunView, Sight, snapshot
-from workloads.contract.errors import OrchError, RemoteError, UnreachableError
+from workloads.contract.errors import OrchError, RefusedError, RemoteError, UnreachableError
 from workloads.contract.files import try_read_json
 from workloads.contract.records import Ack
 from workloads.contract.rundir import OrchHome, RunDir
@@ -179,7 +179,8 @@ class FarSource:
         if self.reachable is not True:
             self.mirror.reload()
         index = self.mirror.index
-        return Sight(self.pod, self.place, index.seen, here_now, self.reachable, index.missing, index.observed)
+        trouble = "refused" if isinstance(self.error, RefusedError) else "unreachable"
+        return Sight(self.pod, self.place, index.seen, here_now, self.reachable, index.missing, index.observed, trouble)
 
     def view(self, now: float | None = None) -> RunView:
         """As of the moment when the pod was last asked, by its clock: not reaching a pod makes no rank silent."""

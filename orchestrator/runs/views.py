@@ -39,6 +39,7 @@ class Sight:
     reachable: bool | None  # None: it was not asked
     missing: bool  # it was asked, and has no such run any more
     observed: dict[str, Any]
+    trouble: str = "unreachable"  # or `refused`: it was reached, and must not or would not be asked
 
     @property
     def words(self) -> str:
@@ -48,7 +49,7 @@ class Sight:
             return f"gone from pod {self.pod}; copy of {last}"
         if self.reachable is None:
             return f"from the copy of {last}"
-        return "" if self.reachable else f"pod {self.pod} unreachable {brief(self.age_s)}; last seen {last}"
+        return "" if self.reachable else f"pod {self.pod} {self.trouble} {brief(self.age_s)}; last seen {last}"
 
     @property
     def age_s(self) -> float | None:

@@ -217,7 +217,8 @@ def _install(home: OrchHome, minor: str, key: str, say: Say) -> Path:
     fix = f"install Python {minor} on the pod, or put a relocatable build into {cache}/cpython-{minor}.N-{key}/"
     uv = own_uv(home, say)
     if uv is None:
-        raise LocalError("E-ENV-073", "a Python for the pod cannot be fetched here: there is no uv", fix=fix)
+        what = "a Python for the pod cannot be fetched here: there is no uv, and it cannot be fetched either"
+        raise LocalError("E-ENV-073", what, fix=f"pip install uv, or {fix}")
     say(f"fetching Python {minor}")
     with tempfile.TemporaryDirectory(dir=cache, prefix=".new.") as scratch:
         argv = [str(uv), "python", "install", "--no-bin", "--install-dir", scratch, f"cpython-{minor}-{key}"]

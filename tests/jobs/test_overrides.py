@@ -100,3 +100,9 @@ def test_any_override_of_a_recipe_gives_a_job_or_an_orch_error(pairs: list[tuple
             assert "Input should" not in error.render() and "pydantic" not in error.render()
     else:
         assert loaded.spec.train.steps >= 1
+
+
+def test_nothing_of_a_value_is_lost_as_a_comment() -> None:
+    found, errors = parse_overrides(["env.X=a #b", "env.Y=#c", 'env.Z="a #b"', "env.V=a#b"])
+    assert [(o.shown, o.value) for o in found] == [("env.Z", "a #b"), ("env.V", "a#b")]
+    assert [e.code for e in errors] == ["E-SET-004"] * 2 and errors[0].fix == "--set 'env.X=\"a #b\"'"

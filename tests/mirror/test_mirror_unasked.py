@@ -116,3 +116,9 @@ def test_runs_of_a_forgotten_pod_are_those_of_the_pod_that_has_them_now(far: Far
     far.home.inventory.write_text("pods: {new: {ssh: root@198.51.100.7}}\n")
     looks = survey(far.home, {"third": spec}, lambda _, __: far.pod)
     assert len(claims(far.home, looks)) == 1  # two that are known: told, not mixed
+
+
+def test_a_pod_that_was_refused_is_not_called_unreachable(far: Far) -> None:
+    source = lost(far, 60)
+    source.error = RefusedError("E-SSH-012", "the host key of pod box is another one")
+    assert "pod box refused 1m" in runs_table([source.view()])
