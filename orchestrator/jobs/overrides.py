@@ -57,20 +57,27 @@ def _parse(text: str) -> Override:
         )  # fmt: skip
     try:
         data = parse_yaml(value, f"--set {text}").data
-        before, comment, _ = f" {value}".partition(" #")
-        lost = comment and parse_yaml(before, key).data == data
     except OrchError as e:
         first = e.errors[0] if isinstance(e, ErrorGroup) else e
         raise UsageError(
             "E-SET-002", f"the value of {key} cannot be read: {first.what}", where=f"--set {text}", value=value,
             fix=first.fix or f"quote it: --set '{key}=\"...\"'",
         ) from e  # fmt: skip
-    if lost:
+    if _is_cut(value, data):
         raise UsageError(
             "E-SET-004", "what follows ` #` would be lost as a comment", where=f"--set {text}", value=value,
             fix=f"--set {shlex.quote(key + '=' + json.dumps(value))}",
         )  # fmt: skip
     return Override(tuple(key.split(".")), data, text)
+
+
+def _is_cut(value: str, data: object) -> bool:
+    """Whether YAML took the end of `value` for a comment."""
+    before, comment, _ = f" {value}".partition(" #")
+    try:
+        return bool(comment) and parse_yaml(before, "").data == data
+    except OrchError:  # it is within quotes
+        return False
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
