@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -306,12 +307,12 @@ def parse_news(pod: str, told: Mapping[str, Any], data: memoryview, asked: Mappi
     found, at = [], 0
     ends: dict[str, tuple[int, int]] = {}
     for row in rows:
-        if not (isinstance(row, list) and len(row) == 6 and isinstance(row[0], str) and isinstance(row[1], str)):
+        if not (isinstance(row, list) and len(row) == 7 and isinstance(row[0], str) and isinstance(row[1], str)):
             raise nonsense(pod, "a file that is none")
         name, how, *numbers = row
         if not all(type(x) is int and 0 <= x < 1 << 63 for x in numbers):
             raise nonsense(pod, "a size that is none", name)
-        offset, length, inode, mtime_ns = numbers
+        offset, length, inode, mtime_ns, crc = numbers
         kind = kind_of(name)
         if kind is None or (how == "whole") == kind.grows:
             raise nonsense(pod, "a file that no run has", name)
@@ -324,6 +325,8 @@ def parse_news(pod: str, told: Mapping[str, Any], data: memoryview, asked: Mappi
         }  # fmt: skip
         if not fits.get(how, False):
             raise nonsense(pod, "bytes that nobody asked for", name)
+        if zlib.crc32(data[at : at + length]) != crc:
+            raise nonsense(pod, "bytes that are not this file's", name)
         low, high = (offset, offset + length) if how in ("new", "jump") else (start, end)
         ends[name] = (min(low, offset), max(high, offset + length)) if kind.grows else (0, length)
         found.append(News(name, how, offset, inode, mtime_ns, data[at : at + length]))

@@ -10,8 +10,8 @@ it has; nothing is remembered here between two requests, so that any answer may 
               extra {name: lines or null}  also this file: its last lines, or from its beginning; below 0: what comes
                                            after that which is there
     answer    {now, keeper, more, listed, runs: {run: {files, gone, observed}}} and the bytes of all files in order
-              a file that grows   [name, "grow" | "jump" | "front" | "new", offset, length, inode, mtime_ns]
-              any other           [name, "whole", 0, length, inode, mtime_ns]
+              a file that grows   [name, "grow" | "jump" | "front" | "new", offset, length, inode, mtime_ns, crc32]
+              any other           [name, "whole", 0, length, inode, mtime_ns, crc32]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import stat
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ def _replaced(run: RunDir, ask: Mapping[str, Any], this: _Round) -> dict[str, An
                 continue
             data = os.pread(fd, MAX_WHOLE_BYTES, 0)
             this.give(run, data)
-            files.append([name, "whole", 0, len(data), st.st_ino, st.st_mtime_ns])
+            files.append([name, "whole", 0, len(data), st.st_ino, st.st_mtime_ns, zlib.crc32(data)])
     there = set(names)
     gone = [n for n in have if (kind := kind_of(n)) is not None and not kind.grows and n not in there]
     return {"files": files, "gone": [n for n in gone if not os.path.lexists(run.path / n)]}
@@ -286,7 +287,7 @@ def _read_pieces(this: _Round, told: dict[str, dict[str, Any]]) -> None:
             if piece.how == "front" and len(data) < share:
                 continue
             this.give(piece.run, data)
-            row = [piece.name, piece.how, offset, len(data), st.st_ino, st.st_mtime_ns]
+            row = [piece.name, piece.how, offset, len(data), st.st_ino, st.st_mtime_ns, zlib.crc32(data)]
             told[piece.run.run_id]["files"].append(row)
 
 

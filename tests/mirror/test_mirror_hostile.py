@@ -82,6 +82,7 @@ ODD_ROWS = {
     "whole at an offset": ["status.json", "whole", 3, 4, INODE, MTIME],
     "a log whole": ["logs/rank0.log", "whole", 0, 4, INODE, MTIME],
     "a status that grows": ["status.json", "new", 0, 4, INODE, MTIME],
+    "another file's bytes": ["events.jsonl", "new", 0, 4, INODE, MTIME, 1],
     "no such way": ["events.jsonl", "link", 0, 4, INODE, MTIME],
     "too short": ["events.jsonl", "new", 0],
     "no list": {"name": "events.jsonl"},
