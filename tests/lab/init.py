@@ -35,7 +35,11 @@ def make_root(order: dict[str, Any]) -> None:
     root, disk = order["root"], order["disk"]
     layers = f"lowerdir=/,upperdir={disk}/upper,workdir={disk}/work"
     mount("-t", "overlay", "overlay", "-o", layers, root)
+    if order["tmp"] is not None:  # before the binds: what is bound may lie below /tmp
+        mount("-t", "tmpfs", "-o", order["tmp"], "tmpfs", f"{root}/tmp")
     for source, path in order["binds"]:
+        if os.path.isdir(source):
+            os.makedirs(root + path, mode=0o755, exist_ok=True)
         mount("--bind", source, root + path)
         mount("-o", "remount,bind,ro", root + path)
     mount("-t", "proc", "proc", f"{root}/proc")
@@ -44,8 +48,6 @@ def make_root(order: dict[str, Any]) -> None:
     make_cgroups(f"{root}/sys/fs/cgroup")
     make_dev(f"{root}/dev")
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", f"{root}/run")
-    if order["tmp"] is not None:
-        mount("-t", "tmpfs", "-o", order["tmp"], "tmpfs", f"{root}/tmp")
     if order["home_readonly"]:
         mount("--bind", root + order["home"], root + order["home"])
         mount("-o", "remount,bind,ro", root + order["home"])
@@ -111,12 +113,12 @@ def reap() -> None:
 def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as f:
         order = json.load(f)
+    os.umask(0o022)
     make_root(order)
     libc = ctypes.CDLL(None, use_errno=True)
     name = order["hostname"].encode()
     if libc.sethostname(name, len(name)) != 0:
         raise SystemExit("init: sethostname failed")
-    os.umask(0o022)
     enter(order["root"])
     start_sshd(order["port"])
     wake_r, wake_w = os.pipe()
