@@ -59,7 +59,8 @@ def test_a_pod_has_a_name_processes_a_boot_and_a_disk_of_its_own(lab: Lab) -> No
         assert done.returncode == 0, done.stderr
         name, boot, pid, *rest = done.stdout.split()
         assert (name, boot) == (pod.name, pod.boot_id) and int(pid) < 5000
-        assert rest == ["/dev/shm:", "/tmp:", "/workspace:"]
+        here = Path(sys.prefix).parts  # the interpreter is bound in, wherever it lies
+        assert [x for x in rest if x not in here] == ["/dev/shm:", "/tmp:", "/workspace:"]
     assert len({a.boot_id, b.boot_id, Path("/proc/sys/kernel/random/boot_id").read_text().strip()}) == 3
     assert a.processes()[0].pid == 1 and not any("pytest" in " ".join(p.argv) for p in a.processes())
     said(a, "sh", "-c", "echo kept >/workspace/mine; echo x >/usr/bin/only-here")
