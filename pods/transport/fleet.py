@@ -18,6 +18,7 @@ R = TypeVar("R")
 
 LIMIT = 64
 JITTER_S = 0.05
+WAKE_S = 0.25
 
 
 def each(items: Iterable[T], work: Callable[[T], R], *, limit: int = LIMIT) -> list[R | OrchError]:
@@ -52,7 +53,8 @@ def each(items: Iterable[T], work: Callable[[T], R], *, limit: int = LIMIT) -> l
     for i in range(count):
         jitter_s = random.uniform(0, JITTER_S) if i else 0.0
         threading.Thread(target=worker, args=(jitter_s,), daemon=True, name=f"fleet-{i}").start()
-    done.wait()
+    while not done.wait(WAKE_S):  # a signal that another thread got is seen when this one wakes
+        pass
     return [r for r in results]  # type: ignore[misc]  # every slot is filled
 
 
