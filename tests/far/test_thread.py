@@ -114,6 +114,7 @@ def test_launching_the_same_id_again_is_the_same_run(far: Far) -> None:
     far.there.wait(run, "succeeded")
 
 
+@pytest.mark.long
 def test_followed_to_its_end(far: Far) -> None:
     out = far.orch(
         "launch", "--pod", POD, "--name", "follow", "--follow", "--", "sh", "-c", "echo one; sleep 1; echo two"

@@ -52,6 +52,7 @@ def jobs_of(home: OrchHome, port: int, run_id: str) -> str:
     return told
 
 
+@pytest.mark.long
 def test_a_secret_is_in_the_rank_and_nowhere_else(orch: Orch) -> None:
     canary = f"hf_canary_{secrets.token_hex(12)}"
     (orch.work / "tell.py").write_text(textwrap.dedent(PROGRAM))
