@@ -243,7 +243,7 @@ def test_a_pod_that_says_nothing_is_not_waited_for(site):
         ran = site.orch("status")
         assert time.monotonic() - began < 10
     assert ran.code == 0 and made.run.run_id in ran.out and "unreachable" not in ran.out
-    assert len(ran.err.splitlines()) == 1 and ran.err.startswith("pod cow: ")
+    assert len(ran.err.splitlines()) == 1 and ran.err.startswith("pod cow cannot be reached: ")
 
 
 def test_pull_and_read_it_when_the_pod_is_gone(site, tmp_path):
