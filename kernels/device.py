@@ -1,0 +1,37 @@
+"""What a kernel needs to know of the machine: the interpreter or a GPU, how many multiprocessors.
+
+Never imports triton itself: the public functions of a family run (through their reference) where it is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+
+def interpreted() -> bool:
+    """True when Triton runs kernels in Python on the CPU (TRITON_INTERPRET=1, set before a kernel is imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """True when a Triton kernel can take this tensor: on CUDA, or anywhere under the interpreter."""
+    return tensor.is_cuda or interpreted()
+
+
+@functools.lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; 4 under the interpreter, so that small shapes split there too."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n (n >= 1)."""
+    return 1 << (n - 1).bit_length()
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
