@@ -81,7 +81,7 @@ def says(fields: dict[str, Any], data: bytes = b"") -> Lie:
     return lambda message, _: pack({"ok": True, "fields": fields}, data)
 
 
-def _summed(files: object, data: bytes) -> object:
+def summed(files: object, data: bytes) -> object:
     """Rows with the right checksum of what they claim: what is wrong with them is something else."""
     if not isinstance(files, list):
         return files
@@ -96,7 +96,7 @@ def _summed(files: object, data: bytes) -> object:
 
 
 def sync_of(run: str, files: object, *, data: bytes = b"", **more: Any) -> Lie:
-    told = {"files": _summed(files, data), "gone": more.pop("gone", []), "observed": more.pop("observed", {})}
+    told = {"files": summed(files, data), "gone": more.pop("gone", []), "observed": more.pop("observed", {})}
     return says({"now": 5.0, "keeper": True, "more": False, "listed": [], "runs": {run: told}, **more}, data)
 
 

@@ -20,7 +20,7 @@ from orchestrator.runs.pull import pull
 from orchestrator.runs.report import screen
 from orchestrator.runs.source import FarSource, fetch
 from pods.remote.wire import pack
-from tests.mirror.liar import Lie, liar, raw_json, says, sync_of
+from tests.mirror.liar import Lie, liar, raw_json, says, summed, sync_of
 from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import IntegrityError, OrchError, RemoteError
 from workloads.contract.rundir import OrchHome, RunDir
@@ -204,7 +204,7 @@ def test_ten_megabytes_in_one_line_and_endless_noise_stay_small(home):
         how, at = ("new", 0) if not state["end"] else ("grow", state["end"])
         state["end"] += len(line)
         fields = {"now": 5.0, "keeper": True, "more": True, "listed": []}
-        told = {"files": [grow("logs/rank0.log", line, how, at)], "gone": [], "observed": {}}
+        told = {"files": summed([grow("logs/rank0.log", line, how, at)], line), "gone": [], "observed": {}}
         return pack({"ok": True, "fields": {**fields, "runs": {RUN: told}}}, line)
 
     far = source(home, lie)

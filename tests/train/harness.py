@@ -109,8 +109,12 @@ def rank_env(run: RunDir, rank: int, world: int, attempt: int, port: int) -> dic
 
 @contextmanager
 def launch_ranks(
-    run: RunDir, world: int = 2, attempt: int = 1, argv: list[str] | None = None, env: dict[str, str] | None = None
-) -> Iterator[Ranks]:
+    run: RunDir, world: int = 2, attempt: int = 1, argv: list[str] | None = None, env: dict[str, str] | None = None,
+    fence: tuple[int, int] | None = None,
+) -> Iterator[Ranks]:  # fmt: skip
+    """`fence`: (rank, step) that is not passed before a halt was seen, see `fenced`."""
+    if fence is not None:
+        argv, env = [sys.executable, "-m", "tests.train.fenced"], {**(env or {}), "TEST_FENCE": "{}:{}".format(*fence)}
     port = free_port()
     run.epoch.write_text(f"{attempt}\n")
     procs = []

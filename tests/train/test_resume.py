@@ -17,6 +17,7 @@ from workloads.contract.states import Phase
 from workloads.runtime.manifest import hash_file, newest_verified, verify
 
 STEPS = 60
+FENCE = 45  # the trainer sees a halt at its next step and stops one later: it never comes to the last one
 LONG = {"train": {"steps": STEPS}, "checkpoint": {"every_s": None, "every_steps": 10}}
 
 
@@ -63,7 +64,7 @@ def test_newest_checkpoints_are_kept_and_verify(unbroken: RunDir) -> None:
 
 def test_halt_stops_all_ranks_at_one_step_and_resume_is_bitwise(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, LONG)
-    with launch_ranks(run) as ranks:
+    with launch_ranks(run, fence=(0, FENCE)) as ranks:
         assert halt_at(ranks, 13) == [75, 75]
     acks = [read_json(run.halt_ack(k)) for k in (0, 1)]
     assert acks[0]["step"] == acks[1]["step"] == len(ledger(run))
@@ -91,7 +92,7 @@ def test_sigterm_of_one_rank_halts_all_with_a_stack_dump(tmp_path: Path) -> None
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path, unbroken: RunDir, victim: int) -> None:
     run = make_run(tmp_path, LONG)
-    with launch_ranks(run) as ranks:
+    with launch_ranks(run, fence=(victim, FENCE)) as ranks:
         ranks.until_step(25 + victim)
         os.kill(ranks.procs[victim].pid, signal.SIGKILL)
         codes = ranks.wait()
@@ -117,8 +118,9 @@ def test_another_world_size_sees_the_same_global_batches(tmp_path: Path, unbroke
 @pytest.mark.long
 def test_a_run_moves_to_another_world_size(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, LONG)
-    with launch_ranks(run, world=1) as ranks:
+    with launch_ranks(run, world=1, fence=(0, FENCE)) as ranks:
         assert halt_at(ranks, 12) == [75]
+    assert 12 <= len(ledger(run)) < STEPS
     run.halt.unlink()
     assert train(run, world=2, attempt=2) == [0, 0]
     assert [r["batch_hash"] for r in ledger(run)] == [r["batch_hash"] for r in ledger(unbroken)]
