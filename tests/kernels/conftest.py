@@ -60,14 +60,14 @@ def _interpreted() -> Iterator[None]:
 def _poisoned() -> Iterator[None]:
     """`torch.empty` gives NaN (the largest value for integers): what a kernel forgets to write is seen."""
     filled, mode, warn = (
-        deterministic.fill_uninitialized_memory,
+        deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    deterministic.fill_uninitialized_memory = filled
+    deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(mode, warn_only=warn)
 
 
