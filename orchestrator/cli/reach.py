@@ -13,6 +13,7 @@ import typer
 from orchestrator.cli.podswork import PodName
 from orchestrator.cli.shared import RUN_HELP, Json, Run, emit, hint, home, say
 from workloads.contract.errors import OrchError, UsageError
+from workloads.contract.rundir import RunDir
 
 if TYPE_CHECKING:
     from orchestrator.runs.source import Source
@@ -36,9 +37,9 @@ def forward(
     if not 1 <= number <= 65535:
         raise UsageError("E-CLI-004", f"PORT cannot be {number}", value=port, expected="1 to 65535")
     with ExitStack() as stack:
-        tunnel = _tunnel(stack, pod, number)
+        tunnel = _tunnel(stack, _transport(stack, pod), number)
         _tell(f"http://127.0.0.1:{tunnel.local_port}", {"pod": pod, "port": number}, json=json)
-        _stay(tunnel)
+        _wait(LOOK_S, _troubles(tunnel))
 
 
 def dashboard(
@@ -56,7 +57,7 @@ def dashboard(
         stack.callback(pod.close)
         found = find_dashboard(pod)
         token = read_token(pod, found) if show_token else None
-        tunnel = None if spec.local else _tunnel(stack, name, found.port)
+        tunnel = None if spec.local else _tunnel(stack, _transport(stack, name), found.port)
         port = found.port if tunnel is None else tunnel.local_port
         read = f"cat {shlex.quote(str(found.token_path))}"
         command = read if spec.local else f"orch pods ssh {name} -- {read}"
@@ -65,49 +66,63 @@ def dashboard(
         _tell(f"http://127.0.0.1:{port}", {"pod": name, "port": found.port, "token_command": command,
                                            "token": token}, json=json)  # fmt: skip
         if tunnel is not None:
-            _stay(tunnel)
+            _wait(LOOK_S, _troubles(tunnel))
 
 
 def tensorboard(run: Run, json: Json = False) -> None:
     """TensorBoard over a run's `tb/`, until Ctrl-C: on its pod when it is installed there, else here over a copy."""
     from orchestrator.inventory import tensorboard as tb
-    from orchestrator.runs.source import fetch, resolve
+    from orchestrator.runs.source import FarSource, fetch, resolve
+    from pods.transport.local import LocalTransport
 
     source = resolve(home(), run)
     ident = source.run.run_id
     with ExitStack() as stack:
         stack.callback(source.close)
-        if source.far:
+        if isinstance(source, FarSource):
             fetch(source)
             transport = _transport(stack, source.pod)
-            argv = tb.on_pod(transport, _pythons(source))
-            if argv is not None:
-                there = tb.OnPod.start(transport, argv, _far_logdir(source))
-                stack.callback(there.close)
-                tunnel = _tunnel(stack, source.pod, there.port)
+            if argv := tb.on_pod(transport, _pythons(source)):
+                there = RunDir(source.far_pod().home.runs / ident).tensorboard
+                page = tb.Page.start(transport, argv, str(there))
+                stack.callback(page.close)
+                tunnel = _tunnel(stack, transport, page.port)
                 _tell(f"http://127.0.0.1:{tunnel.local_port}", {"run": ident, "where": source.pod}, json=json)
-                _stay(tunnel)
+                _wait(LOOK_S, page.look, _troubles(tunnel))
                 return
         own = tb.here()
         if own is None:
             raise tb.installed_nowhere(source.pod if source.far else None, ident)
         if source.far:
             fetch(source, "no-logs")
-        mine = tb.Here.start(own, source.run.tensorboard)
-        stack.callback(mine.close)
-        _tell(f"http://127.0.0.1:{mine.port}", {"run": ident, "where": "local"}, json=json)
-        _wait(lambda: _refresh(source), REFRESH_S)
+        if not any(source.run.tensorboard.glob("**/*tfevents*")):
+            hint("note: the run has written no event files so far")
+        page = tb.Page.start(LocalTransport(), own, str(source.run.tensorboard))
+        stack.callback(page.close)
+        _tell(f"http://127.0.0.1:{page.port}", {"run": ident, "where": "local"}, json=json)
+        _wait(LOOK_S, page.look, _refresher(source))
 
 
-def _refresh(source: Source) -> None:
+def _refresher(source: Source) -> Callable[[], None]:
+    """Brings the copy of a run up to date every ten seconds; says once why that does not go on."""
     from orchestrator.runs.source import fetch
 
-    if not source.far:
-        return
-    try:
-        fetch(source, "no-logs")
-    except OrchError as e:
-        hint(f"note: {e.what}")
+    due, told = time.monotonic() + REFRESH_S, ""
+
+    def look() -> None:
+        nonlocal due, told
+        if not source.far or time.monotonic() < due:
+            return
+        try:
+            fetch(source, "no-logs")
+            told = ""
+        except OrchError as e:
+            if e.what != told:
+                hint(f"note: {e.what}")
+            told = e.what
+        due = time.monotonic() + REFRESH_S
+
+    return look
 
 
 def _pythons(source: Source) -> list[str]:
@@ -117,18 +132,6 @@ def _pythons(source: Source) -> list[str]:
     rows = [p for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
     found = [str(p[k]) for p in rows[:1] for k in ("python", "orch_python") if isinstance(p.get(k), str)]
     return list(dict.fromkeys([*found, "python3"]))
-
-
-def _far_logdir(source: Source) -> str:
-    """`tb/` of the run where it lies."""
-    from pods.access import find_pod
-    from workloads.contract.rundir import RunDir
-
-    pod = find_pod(home(), source.pod)[1]
-    try:
-        return str(RunDir(pod.home.runs / source.run.run_id).tensorboard)
-    finally:
-        pod.close()
 
 
 def _pod_of(what: str | None) -> str:
@@ -157,10 +160,10 @@ def _transport(stack: ExitStack, name: str) -> SshTransport:
     return transport
 
 
-def _tunnel(stack: ExitStack, name: str, port: int) -> Tunnel:
+def _tunnel(stack: ExitStack, transport: SshTransport, port: int) -> Tunnel:
     from pods.transport.tunnel import open_tunnel
 
-    return stack.enter_context(open_tunnel(_transport(stack, name), "127.0.0.1", port))
+    return stack.enter_context(open_tunnel(transport, "127.0.0.1", port))
 
 
 def _tell(url: str, more: dict[str, object], *, json: bool) -> None:
@@ -174,7 +177,8 @@ def _tell(url: str, more: dict[str, object], *, json: bool) -> None:
     sys.stdout.flush()
 
 
-def _stay(tunnel: Tunnel) -> None:
+def _troubles(tunnel: Tunnel) -> Callable[[], None]:
+    """Says each new reason for which a connection came to nothing."""
     told: list[OrchError | None] = [None]
 
     def look() -> None:
@@ -182,10 +186,10 @@ def _stay(tunnel: Tunnel) -> None:
             told[0] = tunnel.last_error
             hint(tunnel.last_error.render())
 
-    _wait(look, LOOK_S)
+    return look
 
 
-def _wait(look: Callable[[], None], every_s: float) -> None:
+def _wait(every_s: float, *looks: Callable[[], None]) -> None:
     """Until Ctrl-C or SIGTERM, which is how these commands are meant to end: exit code 0."""
     import signal
 
@@ -196,6 +200,7 @@ def _wait(look: Callable[[], None], every_s: float) -> None:
     try:
         while True:
             time.sleep(every_s)
-            look()
+            for look in looks:
+                look()
     except KeyboardInterrupt:
         return

@@ -1,7 +1,7 @@
 """TensorBoard for a run: on its pod when it is installed there, else here over the copy of the run's `tb/`.
 
-It listens on 127.0.0.1 alone, on a port of its own choice, and ends with the command: on a pod when the connection
-does, by a shell that waits for the end of its input. Called by `orch tensorboard`.
+It listens on 127.0.0.1 alone, on a port of its own choice, and ends with the command, however that ends: by a shell
+that waits for the end of its input. On a pod the input ends with the connection. Called by `orch tensorboard`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Self
 
 from pods.transport.base import Process, Transport
 from workloads.contract.errors import LocalError, RemoteError, UnreachableError
 
 START_S = 60.0
-END_S = 5.0
+_SILENT = ("E-POD-001", "E-SSH-041")  # it lives and has nothing to say
 _ADDRESS = re.compile(rb"https?://[^\s/:]+:(\d{1,5})/")
 _HAS = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorboard') is None)"
 _WITH_INPUT = """
 exec 3<&0
 "$@" </dev/null 2>&1 3<&- &
 p=$!
-( cat >/dev/null; kill $p ) <&3 >/dev/null 2>&1 &
+( cat >/dev/null; kill $p; for i in 1 2 3; do sleep 1; kill -0 $p || exit; done; kill -9 $p ) <&3 >/dev/null 2>&1 &
 c=$!
 trap 'kill $p $c 2>/dev/null' 1 2 15
 exec 3<&-
@@ -58,14 +58,14 @@ def arguments(logdir: str) -> list[str]:
 
 
 @dataclass
-class OnPod:
-    """A TensorBoard that runs on a pod until `close`, or until the connection is lost."""
+class Page:
+    """A TensorBoard on a pod or on this machine, until `close`: also when this command dies or the connection does."""
 
     process: Process
     port: int
 
     @classmethod
-    def start(cls, transport: Transport, argv: Sequence[str], logdir: str) -> OnPod:
+    def start(cls, transport: Transport, argv: Sequence[str], logdir: str) -> Self:
         command = ["/bin/sh", "-c", _WITH_INPUT, "sh", *argv, *arguments(logdir)]
         process = transport.start(command, timeout_s=START_S)
         try:
@@ -74,48 +74,19 @@ class OnPod:
             process.close()
             raise
 
+    def look(self) -> None:
+        """Take what it said meanwhile: one whose words nobody reads hangs in the end. Raises when it is no more."""
+        try:
+            said = self.process.read(timeout_s=0)
+        except UnreachableError as e:
+            if e.code in _SILENT:
+                return
+            raise
+        if not said:
+            raise RemoteError("E-PODS-088", "TensorBoard has ended", fix="the same command again")
+
     def close(self) -> None:
         self.process.close()
-
-
-@dataclass
-class Here:
-    """A TensorBoard that runs on this machine until `close`."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-    @classmethod
-    def start(cls, argv: Sequence[str], logdir: Path) -> Here:
-        process = subprocess.Popen(
-            [*argv, *arguments(str(logdir))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        made = cls(process, 0)
-        try:
-            made.port = port_of(made._read)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _read(self, left: float) -> bytes:
-        import os
-        import select
-
-        assert self.process.stdout is not None
-        fd = self.process.stdout.fileno()
-        return os.read(fd, 65536) if select.select([fd], [], [], left)[0] else b" "
-
-    def close(self) -> None:
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.process.terminate()
-        try:
-            self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def port_of(read: Callable[[float], bytes]) -> int:

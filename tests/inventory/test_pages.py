@@ -1,4 +1,4 @@
-"""Pages of a pod on this machine: TensorBoard's life, and Ray's dashboard with its token."""
+"""Pages of a pod on this machine: the life of what serves them, and Ray's dashboard with its token."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.inventory.tensorboard import Here, OnPod, here, on_pod
+from orchestrator.inventory.tensorboard import Page, on_pod
+from pods.transport.local import LocalTransport
 from pods.transport.ssh import SshTransport
-from tests.cli.conftest import Orch, make_run
+from tests.cli.conftest import Orch
 from tests.far.conftest import Far, far  # noqa: F401
 from tests.inventory.conftest import MakeSshd
 from tests.inventory.test_commands import add
 from tests.lab.sshd import Sshd
 from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import RemoteError
-from workloads.contract.rundir import OrchHome
 
 # what a TensorBoard is to orch: a program that listens on loopback, says its address, and runs until it is ended
 LISTENS = ["/bin/sh", "-c", f"exec {sys.executable} -u -m http.server 0 --bind 127.0.0.1", "sh"]
@@ -54,7 +54,7 @@ def test_it_ends_with_the_command_and_with_the_connection(sshd: Sshd) -> None:
     transport = transport_of(sshd)
     try:
         for end in ("close", "cut"):
-            page = OnPod.start(transport, LISTENS, "/nowhere")
+            page = Page.start(transport, LISTENS, "/nowhere")
             assert get(f"http://127.0.0.1:{page.port}/") == 200
             assert sshd.commands()
             if end == "close":
@@ -66,32 +66,46 @@ def test_it_ends_with_the_command_and_with_the_connection(sshd: Sshd) -> None:
         transport.close()
 
 
-def test_it_ends_with_the_command_here(tmp_path: Path) -> None:
-    page = Here.start(LISTENS, tmp_path)
-    assert get(f"http://127.0.0.1:{page.port}/") == 200
-    page.close()
-    assert page.process.returncode == -signal.SIGTERM
-
-
-@pytest.mark.parametrize("argv", [["/bin/sh", "-c", "echo no module; exit 1"], ["/bin/sh", "-c", ":"]])
-def test_one_that_ends_at_once_is_told(sshd: Sshd, tmp_path: Path, argv: list[str]) -> None:
+def test_one_that_does_not_end_when_told_is_ended(sshd: Sshd) -> None:
     transport = transport_of(sshd)
+    deaf = ["/bin/sh", "-c", "trap '' TERM; exec \"$@\"", "sh", *LISTENS]
     try:
-        with pytest.raises(RemoteError) as e:
-            OnPod.start(transport, argv, "/nowhere")
-        assert e.value.code == "E-PODS-085"
-        with pytest.raises(RemoteError):
-            Here.start(argv, tmp_path)
+        Page.start(transport, deaf, "/nowhere").close()
+        assert sshd.commands()
         assert gone(sshd.commands)
     finally:
         transport.close()
 
 
-@pytest.mark.skipif(here() is not None, reason="TensorBoard is installed here")
-def test_installed_nowhere(orch: Orch, home: OrchHome) -> None:
-    home.runs.mkdir(parents=True)
-    ran = orch("tensorboard", make_run(home).run.run_id)
-    assert ran.code == 3 and "E-PODS-087" in ran.err and "pip install tensorboard" in ran.err
+def test_one_that_says_much_is_listened_to(tmp_path: Path) -> None:
+    """More than a pipe holds: it would hang if nobody read what it says."""
+    end = tmp_path / "end"
+    talks = f"echo http://127.0.0.1:1234/; head -c 1000000 /dev/zero; touch {end}; sleep 600"
+    page = Page.start(LocalTransport(), ["/bin/sh", "-c", talks], "/nowhere")
+    try:
+        assert page.port == 1234 and not end.exists()
+
+        def silent() -> bool:
+            page.look()
+            return not end.exists()
+
+        assert gone(silent)
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("argv", [["/bin/sh", "-c", "echo no module; exit 1"], ["/bin/sh", "-c", ":"]])
+def test_one_that_ends_at_once_is_told(sshd: Sshd, argv: list[str]) -> None:
+    transport = transport_of(sshd)
+    try:
+        with pytest.raises(RemoteError) as e:
+            Page.start(transport, argv, "/nowhere")
+        assert e.value.code == "E-PODS-085"
+        with pytest.raises(RemoteError):
+            Page.start(LocalTransport(), argv, "/nowhere")
+        assert gone(sshd.commands)
+    finally:
+        transport.close()
 
 
 def test_it_is_looked_for_with_the_interpreters_of_the_run(sshd: Sshd) -> None:
