@@ -56,7 +56,8 @@ def cut(data: dict[str, Any], tail: int) -> tuple[dict[str, Any], Tail]:
     for name in ("k_sem", "k_geo", "v"):
         x = data[name]
         parts.append(x.gather(2, index.expand(x.shape[0], x.shape[1], tail, x.shape[3])))
-    return data | {"lengths": prefix.to(torch.int32)}, Tail(*parts, position_BR < lengths[:, None])
+    k_sem, k_geo, v = parts
+    return data | {"lengths": prefix.to(torch.int32)}, Tail(k_sem, k_geo, v, position_BR < lengths[:, None])
 
 
 def dot(a: list[float], b: list[float]) -> float:
