@@ -54,6 +54,7 @@ def halt(
             where="orch halt",
             fix="orch halt latest",
         )
+    _tell_why(why)
     chosen, lost = _living() if all_runs else ([_asked(str(run), "halt")], [])
     try:
         stops, refused = _halt(chosen, now=now, why=why, wait=not no_wait, quiet=json)
@@ -84,6 +85,18 @@ def halt(
         hint(error.render())  # not raised: under --json the one document is out already
     if lost or refused:
         raise typer.Exit((*refused, *lost)[0].exit_code)
+
+
+def _tell_why(why: str) -> None:
+    """A reason that is kept otherwise than it was typed is shown as it is kept."""
+    from orchestrator.runs.render import one_line
+    from workloads.contract.errors import escape
+    from workloads.contract.haltfile import MAX_WHY_CHARS
+
+    kept = escape(why.strip(), MAX_WHY_CHARS)
+    if kept != why.strip():
+        limit = f" (at most {MAX_WHY_CHARS} characters)" if len(why) > MAX_WHY_CHARS else ""
+        hint(f"note: the reason is kept as{limit}: {one_line(kept, MAX_WHY_CHARS)}")
 
 
 def _halt(
@@ -226,6 +239,7 @@ def resume(
         )
     from orchestrator.runs.source import wait_ack
 
+    _tell_why(why)
     source = _asked(run, "resume")
     ident = source.run.run_id
     wake_where_asleep(source)  # first: a resume that is refused is still a contact

@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli.shared import Json, emit, home, say
 from workloads.contract.exitcodes import CliExit
+from workloads.contract.rundir import OrchHome
 
 DOWN_S = 60.0
 
@@ -17,7 +18,7 @@ def doctor(json: Json = False) -> None:
     from orchestrator.doctor.checks import examine
     from orchestrator.doctor.report import as_json, lines
 
-    checks = examine(home())
+    checks = examine(OrchHome.from_env())  # what is wrong with it is one of the checks
     if json:
         emit(as_json(checks))
     else:

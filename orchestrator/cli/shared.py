@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.complete import complete_jobs, complete_runs
-from workloads.contract.errors import UsageError, escape
+from workloads.contract.errors import LocalError, UsageError, escape
 from workloads.contract.rundir import OrchHome
 
 if TYPE_CHECKING:
@@ -36,7 +37,17 @@ Ranks = Annotated[list[str] | None, typer.Option("--rank", metavar="K", help="Th
 
 
 def home() -> OrchHome:
-    return OrchHome.from_env()
+    """LocalError when no directory lies there, or on the way: it would look like a home without runs."""
+    found = OrchHome.from_env()
+    there = next(p for p in (found.path, *found.path.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        asked = bool(os.environ.get("ORCH_HOME"))
+        raise LocalError(
+            "E-CLI-008", f"{'ORCH_HOME' if asked else 'the home of orch'} cannot be {found.path}", where=str(there),
+            expected="a directory, or a place where one can be made",
+            fix="export ORCH_HOME=~/.orch" if asked else f"mv {shlex.quote(str(there))} {shlex.quote(f'{there}.old')}",
+        )  # fmt: skip
+    return found
 
 
 def emit(document: dict[str, Any]) -> None:

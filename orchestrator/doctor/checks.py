@@ -73,6 +73,8 @@ def _home(home: OrchHome) -> list[Check]:
         st = path.stat()
     except FileNotFoundError:
         return [Check("home", "ok", f"{path} is made at the first launch")]
+    except OSError as e:  # a file on the way
+        return [Check("home", "fail", f"{path} cannot be used: {e.strerror}", "export ORCH_HOME=~/.orch")]
     if not stat.S_ISDIR(st.st_mode):
         return [Check("home", "fail", f"{path} is not a directory", "export ORCH_HOME=~/.orch")]
     if st.st_uid != os.geteuid():

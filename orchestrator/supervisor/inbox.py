@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.supervisor.seen import RequestSeen
 from workloads.contract.errors import escape
 from workloads.contract.files import atomic_write_json, read_json
+from workloads.contract.haltfile import MAX_WHY_CHARS
 from workloads.contract.records import Ack, Request, as_wire, from_wire
 from workloads.contract.rundir import RunDir
 
@@ -62,7 +63,7 @@ def _read(path: Path, verb: str, now: float) -> RequestSeen | None:
         return None
     if verb not in VERBS or request.verb != verb:
         return RequestSeen(path.name, verb, problem=f"`{escape(request.verb)}` is not something a run can be asked")
-    return RequestSeen(path.name, verb, escape(request.who, 80), escape(request.why, 300), request.args)
+    return RequestSeen(path.name, verb, escape(request.who, 80), escape(request.why, MAX_WHY_CHARS), request.args)
 
 
 def _checked(request: Request) -> Request:

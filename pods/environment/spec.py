@@ -33,7 +33,7 @@ _SHORT = {
     "--constraint": "-c",
 }
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[(?P<extras>[^\]]*)\])?\s*(?P<rest>.*)")
-_REST = re.compile(r"(?:[<>=!~(][^;]*)?(?:;.*)?|@\s*(?:https://|git\+https://).*")
+_REST = re.compile(r"(?:[<>=!~(][\w.*+!<>=~,() -]*)?(?:;.*)?|@\s*(?:https://|git\+https://).*")
 _HASH = re.compile(r"\s--hash[= ](\S+)")
 _LOCAL = re.compile(r"[./~]|file:|.*\.(whl|tar\.gz|zip)$")
 MAX_FILE_BYTES = 1 << 20
@@ -126,8 +126,11 @@ def wanted(
         raise SpecError("E-ENV-010", "orch runs on Python 3.11 and 3.12", value=python, fix="--python-version 3.12")
     there = {row.version.rpartition(".")[0] for row in facts.pythons}
     chosen = python or next((v for v in PYTHONS if v in there), PYTHONS[0])
-    torch = torch or (os.environ.get("ORCH_TORCH") if source is None else None)
-    found = with_torch(load_requirements(source or BUILT_IN), torch)
+    found = load_requirements(source or BUILT_IN)
+    if torch:
+        found = with_torch(found, torch, "--torch")
+    elif source is None and (torch := os.environ.get("ORCH_TORCH")):
+        found = with_torch(found, torch, "ORCH_TORCH")
     libc = (facts.libc or "glibc").split()[0]
     return EnvSpec(with_orch(found), chosen, facts.arch or "unknown", libc)
 
@@ -142,12 +145,12 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def with_torch(found: Requirements, torch: str | None) -> Requirements:
-    if not torch:
-        return found
-    line = _requirement(torch if torch.startswith("torch") else f"torch=={torch}", "--torch")
+def with_torch(found: Requirements, torch: str, where: str) -> Requirements:
+    """`where`: who asks for it, `--torch` or the variable."""
+    line = _requirement(torch if torch.startswith("torch") else f"torch=={torch}", where)
     if name_of(line) != "torch":
-        raise SpecError("E-ENV-001", "that is no requirement for torch", value=torch, fix="--torch 'torch==2.13.0'")
+        fix = f"{where}{'=' if where.isupper() else ' '}'torch==2.13.0'"
+        raise SpecError("E-ENV-001", "that is no requirement for torch", where=where, value=torch, fix=fix)
     others = tuple(x for x in found.lines if name_of(x) != "torch")
     return Requirements(_sorted([*others, line]), found.constraints)
 

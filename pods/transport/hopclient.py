@@ -249,7 +249,7 @@ def _no_connection(pod: str, hop: Hop, e: OSError | None, timeout_s: float, addr
     if isinstance(e, TimeoutError):
         return unreachable(pod, hop, "E-SSH-032", f"does not answer in {timeout_s:g} s", at)
     if e is not None and e.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-        return unreachable(pod, hop, "E-SSH-033", f"has no route to it ({e.strerror})", at)
+        return unreachable(pod, hop, "E-SSH-033", f"is on no route from here ({e.strerror})", at)
     if isinstance(e, ConnectionResetError):
         return unreachable(pod, hop, "E-SSH-035", "resets the connection at once", at, Dropped)
     return unreachable(pod, hop, "E-SSH-033", f"cannot be connected to ({e})", at)

@@ -63,6 +63,63 @@ def test_block(orch, tiny, case):
     assert told == path.read_text()
 
 
+def golden(name, told, **places):
+    for word, value in places.items():
+        told = told.replace(str(value), f"<{word}>")
+    path = GOLDEN / f"cli_{name}.txt"
+    if os.environ.get("ORCH_REGEN"):
+        path.write_text(told)
+    assert told == path.read_text()
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "halting", "succeeded"])
+def test_a_run_that_cannot_be_resumed(orch, make, home, state):
+    made = make(world=1)
+    made.status(state)
+    ran = orch("resume", made.run.run_id)
+    assert ran.code == 6 and ran.out == "" and not list(made.run.requests.iterdir())
+    golden(f"21_resume_{state}", ran.err, run=made.run.run_id, home=home.path)
+
+
+def test_a_reason_that_is_too_long_and_holds_more_than_words(orch, make, home):
+    made = make(world=1)
+    made.status("running")
+    why = "too\x1b[2J hot\nerror[E-X-001]: not really " + "very " * 2000
+    ran = orch("halt", made.run.run_id, "--no-wait", "--why", why)
+    assert ran.code == 0
+    golden("22_halt_reason", ran.err, run=made.run.run_id, home=home.path)
+    kept = json.loads(made.run.halt.read_text())["why"]
+    assert why.startswith(kept) and 300 <= len(kept) <= 1000
+    assert orch("halt", made.run.run_id, "--no-wait", "--why", "dinner").err == ""
+
+
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("23_home_is_a_file", "file"), ("24_home_below_a_file", "file/x"), ("25_home_is_a_broken_link", "link")],
+)
+def test_a_home_that_can_be_none(orch, tmp_path, case, place):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    env = {**orch.env(), "ORCH_HOME": str(tmp_path / place)}
+    for words in (("status",), ("launch", "--dry-run", "--", "true"), ("pods", "list")):
+        process = orch.start(*words, env=env)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (3, "")
+        golden(case, err, folder=tmp_path)
+    process = orch.start("doctor", env=env)
+    out, err = process.communicate(timeout=60)
+    assert place in out and "E-CLI-008" not in err
+
+
+def test_the_default_home_is_told_as_that(orch, tmp_path):
+    (tmp_path / ".orch").write_text("mine")
+    env = {k: v for k, v in orch.env().items() if k != "ORCH_HOME"} | {"HOME": str(tmp_path)}
+    process = orch.start("status", env=env)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 3
+    golden("26_default_home_is_a_file", err, folder=tmp_path)
+
+
 def test_json_errors_are_on_stdout_too(orch, tiny):
     ran = orch("status", "tinny", "--json")
     assert ran.code == 2 and ran.err.startswith("error[E-RUN-001]")

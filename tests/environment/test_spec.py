@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pods.environment.spec import (
 )
 from pods.environment.wheels import platform_tags, uv_platform
 from workloads.contract.errors import ErrorGroup, OrchError, SpecError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "errors"
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,22 @@ def test_orchs_own_list(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecError) as e:
         wanted(Facts(), python="3.13")
     assert e.value.code == "E-ENV-010"
+
+
+@pytest.mark.parametrize("case", ["env_01_orch_torch", "env_02_orch_torch_of_another", "env_03_torch_of_another"])
+def test_a_torch_that_is_none_says_who_asked_for_it(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setenv("ORCH_TORCH", "2.12 && x" if "01" in case else "torchvision==0.27")
     with pytest.raises(SpecError) as e:
-        wanted(Facts(), torch="torchvision==1")
-    assert e.value.code == "E-ENV-001"
+        wanted(Facts(), torch="torchaudio==1" if "03" in case else None)
+    path = GOLDEN / f"{case}.txt"
+    if os.environ.get("ORCH_REGEN"):
+        path.write_text(e.value.render() + "\n")
+    assert e.value.render() + "\n" == path.read_text()
+
+
+def test_a_file_of_requirements_is_not_changed_by_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCH_TORCH", "torchvision==0.27")
+    assert "torch" not in wanted(Facts(), written(tmp_path, "numpy>=2\n")).requirements.names
 
 
 @given(st.text(max_size=200))

@@ -178,6 +178,34 @@ def test_something_else_listens(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
 
 
 @pytest.mark.long
+def test_a_host_that_says_nothing(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
+    """A full queue of connections: what comes is dropped without a word, as by a firewall."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        inventory(home, sshd, ssh=f"root@127.0.0.1:{port}")
+        block(orch, "26_connect_timeout", 4, port=port)
+
+
+def test_no_route(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
+    """The command in a network of its own, in which there is no way to anywhere."""
+    alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
+    if (why := subprocess.run([*alone, "true"], capture_output=True, text=True, timeout=10)).returncode:
+        pytest.skip(f"needs a network namespace: {why.stderr.strip()}")
+    inventory(home, sshd, ssh="root@192.0.2.1:2222")
+    argv = [*alone, sys.executable, "-m", "orchestrator.cli", "runs", "--from", "box"]
+    ran = subprocess.run(argv, env=orch.env(), cwd=orch.cwd, capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stdout) == (4, "")
+    golden("27_no_route", ran.stderr)
+
+
+@pytest.mark.long
 def test_an_sshd_that_does_not_answer(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
     inventory(home, sshd)
     with sshd.hung():
