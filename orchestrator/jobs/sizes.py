@@ -12,7 +12,8 @@ STATE_BYTES = 12
 def parameters(model: ModelSpec) -> int:
     vocab = model.vocab or BYTE_VOCAB
     attention = model.dim * model.d_head * 2 * (model.heads + model.kv_heads)
-    block = attention + 3 * model.dim * model.d_ffn + 2 * model.dim
+    norms = 2 * model.dim + (2 * model.d_head if model.qk_norm else 0)
+    block = attention + 3 * model.dim * model.d_ffn + norms
     tables = vocab * model.dim * (1 if model.tie_embeddings else 2)
     return tables + model.layers * block + model.dim
 

@@ -1,4 +1,4 @@
-"""The decoder and its attention: cached decoding, packing and the cache's own rules, against the plain forward pass."""
+"""The decoder and its attention: cached decoding and packing, against the plain forward pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from workloads.contract.config.job import ModelSpec
 from workloads.models.attention import make_attention
-from workloads.models.cache import KvCache
 from workloads.models.decoder import Decoder
 from workloads.models.rope import Rope
 
@@ -61,24 +60,30 @@ def test_a_fork_is_a_copy(model: Decoder) -> None:
     assert caches[0].lengths.tolist() == [5, 5] and forks[0].lengths.tolist() == [6, 6, 6]
 
 
-def test_lengths_that_were_given_are_not_changed() -> None:
-    cache = KvCache(2, 8, 1, 4, torch.float32, "cpu")
-    seen = cache.lengths
-    before = cache.append(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
-    cache.append(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
-    cache.truncate(1)
-    assert seen.tolist() == before.tolist() == [0, 0] and cache.lengths.tolist() == [1, 1]
+def test_rows_that_are_padded_equal_rows_alone(model: Decoder) -> None:
+    x_BT, counts = tokens(3, 9), torch.tensor([4, 0, 9])
+    caches = model.new_caches(3, 16)
+    with torch.no_grad():
+        model(x_BT[:, :2], caches=caches)
+        padded = model(x_BT, caches=caches, counts=counts)
+        assert [c.lengths.tolist() for c in caches] == [[6, 2, 11]] * 2
+        for row in (0, 2):
+            own = torch.cat((x_BT[row : row + 1, :2], x_BT[row : row + 1, : counts[row]]), dim=1)
+            torch.testing.assert_close(padded[row, : counts[row]], model(own)[0, 2:], rtol=1e-5, atol=1e-5)
 
 
-def test_a_cache_refuses_what_does_not_fit() -> None:
-    cache = KvCache(2, 4, 1, 4, torch.float32, "cpu")
-    with pytest.raises(ValueError, match="do not fit"):
-        cache.append(torch.ones(2, 5, 1, 4), torch.ones(2, 5, 1, 4))
-    with pytest.raises(ValueError, match="cannot append"):
-        cache.append(torch.ones(3, 1, 1, 4), torch.ones(3, 1, 1, 4))
-    cache.append(torch.full((2, 1, 1, 4), float("nan")), torch.ones(2, 1, 1, 4))
-    with pytest.raises(ValueError, match="not finite"):
-        cache.check()
+def test_a_cache_that_grows_gives_what_a_large_one_gives(model: Decoder) -> None:
+    x_BT = tokens(2, 24)
+    small, large = model.new_caches(2, 4, 32), model.new_caches(2, 32)
+    with torch.no_grad():
+        for part in torch.split(x_BT, [3, 1, 1, 12, 1, 6], dim=1):
+            torch.testing.assert_close(model(part, caches=small), model(part, caches=large), rtol=1e-5, atol=1e-5)
+    assert small[0].capacity < 32 + 1 and small[0].lengths.tolist() == [24, 24]
+
+
+def test_the_number_of_caches_is_checked(model: Decoder) -> None:
+    with pytest.raises(ValueError, match="1 caches for 2 layers"):
+        model(tokens(1, 2), caches=model.new_caches(1, 4)[:1])
 
 
 def test_packed_sequences_do_not_see_each_other(model: Decoder) -> None:
@@ -105,6 +110,8 @@ def test_packing_needs_one_row_without_a_cache() -> None:
     cache = attention.new_cache(1, 8, torch.float32, "cpu")
     with pytest.raises(ValueError, match="one row"):
         attention(torch.zeros(1, 8, 32), rope=rope, positions=place, cu_seqlens=borders, cache=cache)
+    with pytest.raises(ValueError, match="counts"):
+        attention(torch.zeros(1, 8, 32), rope=rope, positions=place, counts=torch.tensor([3]))
 
 
 def test_attention_is_causal_and_reports_no_metrics(model: Decoder) -> None:

@@ -2,12 +2,13 @@
 
 Every kind is a module built from a `ModelSpec` with
 
-    forward(x_BTD, *, rope, positions, cu_seqlens=None, cache=None) -> y_BTD
-    new_cache(batch, capacity, dtype, device)
+    forward(x_BTD, *, rope, positions, cu_seqlens=None, cache=None, counts=None) -> y_BTD
+    new_cache(batch, capacity, dtype, device, max_capacity=None)
     metrics() -> dict[str, Tensor]     on the device, read only when a beat is written
 
 positions: int [T] or [B, T]. cu_seqlens: int [S + 1], borders of S packed sequences in one row (B = 1).
-cache: every row grows by T.
+cache: every row grows by T, or by counts[b] when `counts` (int [B], 0..T) is given: the tokens behind them are padding,
+which no token sees and whose output means nothing. Inference only: under `torch.no_grad`.
 A new kind is one module and one line in `_KINDS`.
 """
 
@@ -19,8 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.kv_decode.cache import KVCache
 from workloads.contract.config.job import ModelSpec
-from workloads.models.cache import KvCache
 from workloads.models.full import FullAttention
 from workloads.models.rope import Rope
 
@@ -33,10 +34,18 @@ class Attention(Protocol):
         rope: Rope,
         positions: Tensor,
         cu_seqlens: Tensor | None = None,
-        cache: KvCache | None = None,
+        cache: KVCache | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor: ...
 
-    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str) -> KvCache: ...
+    def new_cache(
+        self,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        max_capacity: int | None = None,
+    ) -> KVCache: ...
 
     def metrics(self) -> dict[str, Tensor]: ...
 

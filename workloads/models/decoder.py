@@ -1,7 +1,7 @@
 """A decoder-only transformer: RMSNorm before each block, rotary positions, attention by kind, SwiGLU.
 
 Letters: B batch, T tokens, D model, F feed-forward, V vocabulary, L layers. Residual projections start smaller by
-sqrt(2 L) (Radford et al., 2019). Called by the trainer; decoding passes one cache a layer.
+sqrt(2 L) (Radford et al., 2019). Called by the trainer; `workloads.decode` passes one cache a layer.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.kv_decode.cache import KVCache
 from workloads.contract.config.job import ModelSpec
 from workloads.models.attention import make_attention
-from workloads.models.cache import KvCache
 from workloads.models.full import check_borders
 from workloads.models.rope import Rope
 
@@ -44,10 +44,22 @@ class Block(nn.Module):
         self.ffn = SwiGLU(spec.dim, spec.d_ffn)
 
     def forward(
-        self, x_BTD: Tensor, rope: Rope, positions: Tensor, cu_seqlens: Tensor | None, cache: KvCache | None
+        self,
+        x_BTD: Tensor,
+        rope: Rope,
+        positions: Tensor,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
-        normed = self.attention_norm(x_BTD)
-        x_BTD = x_BTD + self.attention(normed, rope=rope, positions=positions, cu_seqlens=cu_seqlens, cache=cache)
+        x_BTD = x_BTD + self.attention(
+            self.attention_norm(x_BTD),
+            rope=rope,
+            positions=positions,
+            cu_seqlens=cu_seqlens,
+            cache=cache,
+            counts=counts,
+        )
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]
 
 
@@ -64,7 +76,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
         self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
         self.head = nn.Linear(spec.dim, self.vocab, bias=False)
-        self.rope = Rope(spec.d_head, spec.rope_theta, 1)
+        self.rope = Rope(spec.d_head, spec.rope_theta, 1, scaling=spec.rope_scaling)
         self._init()
         if spec.tie_embeddings:
             self.head.weight = self.embed.weight
@@ -81,22 +93,47 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        caches: Sequence[KvCache] | None = None,
+        caches: Sequence[KVCache] | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]. Positions default to the place in the sequence: packed, cached or plain."""
+        """Logits [B, T, V]. Positions default to the place in the sequence: packed, cached or plain.
+
+        caches: one a layer, all of equal lengths; each row grows by T, or by counts[b] (int [B], 0..T) when the rows
+        are padded on the right. With caches only under `torch.no_grad`.
+        """
+        x_BTD = self.hidden(tokens_BT, positions=positions, cu_seqlens=cu_seqlens, caches=caches, counts=counts)
+        return self.head(x_BTD)  # type: ignore[no-any-return]
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """What `head` turns into logits [B, T, D]: for callers that want those of a few tokens only."""
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(f"{len(caches)} caches for {len(self.blocks)} layers")
         tokens = tokens_BT.shape[1]
         if positions is None:
             positions = _places(tokens, tokens_BT.device, cu_seqlens, caches)
-        reach = max([tokens, *(c.capacity for c in caches or ())])
+        reach = max([tokens, *(max(c.capacity, c.longest + tokens) for c in caches or ())])
         self.rope.reserve(reach, tokens_BT.device)
         x_BTD = self.embed(tokens_BT)
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, self.rope, positions, cu_seqlens, None if caches is None else caches[i])
-        return self.head(self.norm(x_BTD))  # type: ignore[no-any-return]
+            cache = None if caches is None else caches[i]
+            x_BTD = block(x_BTD, self.rope, positions, cu_seqlens, cache, counts)
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
 
-    def new_caches(self, batch: int, capacity: int) -> list[KvCache]:
+    def new_caches(self, batch: int, capacity: int, max_capacity: int | None = None) -> list[KVCache]:
+        """An empty cache a layer, in the dtype and on the device of the weights."""
         weight = self.embed.weight
-        return [b.attention.new_cache(batch, capacity, weight.dtype, weight.device) for b in self.blocks]  # type: ignore[union-attr, operator]
+        return [
+            b.attention.new_cache(batch, capacity, weight.dtype, weight.device, max_capacity)  # type: ignore[union-attr, operator]
+            for b in self.blocks
+        ]
 
     def metrics(self) -> dict[str, Tensor]:
         """The mean over layers of what the attention modules report; on the device."""
@@ -104,7 +141,7 @@ class Decoder(nn.Module):
         return {k: torch.stack([m[k] for m in each]).mean(0) for k in each[0]}
 
 
-def _places(tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches: Sequence[KvCache] | None) -> Tensor:
+def _places(tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches: Sequence[KVCache] | None) -> Tensor:
     place = torch.arange(tokens, device=device)
     if caches is not None:
         return caches[0].lengths.unsqueeze(1) + place

@@ -6,29 +6,61 @@ bf16 angles are wrong beyond a few hundred positions. Called by attention module
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from workloads.contract.config.job import RopeScalingSpec
+
+
+def frequencies(
+    head_dim: int, theta: float, scaling: RopeScalingSpec | None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32 [H / 2] in radians a position, computed as published: a frequency off by one bit is an angle off by
+    6e-8 times the position. `scaling` as Llama 3.1 (Grattafiori et al., 2024, arXiv:2407.21783; its released code)."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    plain = 1.0 / theta**exponent
+    if scaling is None:
+        return plain
+    low, high, factor = scaling.low_freq_factor, scaling.high_freq_factor, scaling.factor
+    turns = scaling.original_positions / (2 * math.pi / plain)  # turns within the original context
+    share = (turns - low) / (high - low)
+    between = (1 - share) * plain / factor + share * plain
+    return torch.where(turns < low, plain / factor, torch.where(turns > high, plain, between))
 
 
 class Rope:
     """cos and sin for positions 0..P-1, grown when a larger position comes."""
 
-    def __init__(self, head_dim: int, theta: float, positions: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        positions: int,
+        device: torch.device | str = "cpu",
+        scaling: RopeScalingSpec | None = None,
+    ) -> None:
         if head_dim % 2:
             raise ValueError(f"head_dim {head_dim} must be even")
-        self.head_dim, self.theta = head_dim, theta
+        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
         self._grow(positions, torch.device(device))
 
     def _grow(self, positions: int, device: torch.device) -> None:
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
         place = torch.arange(positions, dtype=torch.float32, device=device)
-        angle_PH = torch.outer(place, self.theta**-exponent)
+        angle_PH = torch.outer(place, frequencies(self.head_dim, self.theta, self.scaling, device))
         self.cos_PH, self.sin_PH = angle_PH.cos(), angle_PH.sin()
 
     def reserve(self, positions: int, device: torch.device) -> None:
-        """Make the tables cover 0..positions-1 on `device`. Called before a forward pass, not inside one."""
-        if positions > self.cos_PH.shape[0] or self.cos_PH.device != device:
-            self._grow(max(positions, self.cos_PH.shape[0]), device)
+        """Make the tables cover 0..positions-1 on `device`, at least twice what they covered when they must grow.
+
+        Called before a forward pass, not inside one.
+        """
+        covered = self.cos_PH.shape[0]
+        if positions > covered:
+            self._grow(max(positions, 2 * covered), device)
+        elif self.cos_PH.device != device:
+            self._grow(covered, device)
 
     def rotate(self, x_BTNH: Tensor, positions: Tensor) -> Tensor:
         """`x` turned by its positions (int [T] or [B, T]); dtype kept."""

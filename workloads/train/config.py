@@ -61,7 +61,11 @@ def bound_fields(job: JobSpec) -> dict[str, Any]:
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
-    """SpecError that names every field in which the checkpoint and the job differ."""
+    """SpecError that names every field in which the checkpoint and the job differ.
+
+    A field that the checkpoint's orch did not know yet counts as today's default: what that orch computed.
+    """
+    saved = bound_fields(JobSpec(name="defaults")) | dict(saved)
     names = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
     if names:
         changes = ", ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in names)

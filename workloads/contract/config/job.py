@@ -34,8 +34,34 @@ class AttentionSpec(Config):
     kind: Literal["full"] = "full"
 
 
+class RopeScalingSpec(Config):
+    """Llama 3.1's stretch of rotary wavelengths for contexts longer than those of the first training.
+
+    Wavelengths below original_positions / high_freq_factor stay, those above original_positions / low_freq_factor are
+    multiplied by `factor`, between them the frequency is interpolated.
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat = 8.0
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_positions: PositiveInt = 8192
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"model.rope_scaling.high_freq_factor: must be above low_freq_factor {self.low_freq_factor}"
+            )
+        return self
+
+
 class ModelSpec(Config):
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+    Enough for Llama 3 and Qwen3 (`workloads.models.hf` reads theirs). `qk_norm` and `rope_scaling` came later than the
+    rest: a checkpoint or job that does not name them means their defaults.
+    """
 
     dim: PositiveInt = 128
     layers: PositiveInt = 4
@@ -48,6 +74,9 @@ class ModelSpec(Config):
     vocab: PositiveInt | None = None
     """default: the tokenizer's size"""
     rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: RopeScalingSpec | None = None
+    qk_norm: bool = False
+    """RMSNorm over each query and key head before the rotation (Qwen3)"""
     norm_eps: PositiveFloat = 1e-5
     tie_embeddings: bool = True
     attention: AttentionSpec = AttentionSpec()

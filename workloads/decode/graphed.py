@@ -1,0 +1,73 @@
+"""A decode step as a CUDA graph: one launch of the host's instead of some hundred.
+
+The graph reads the lengths on the device, so one capture serves every length. It is captured at the first step and
+again when a cache has grown (its tensors are others then); a step with counts, which is for the rare full cache, is
+computed as the model does it. Called by `workloads.decode.generate` and `workloads.decode.conversation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.kv_decode.cache import KVCache
+from workloads.decode.steps import Step, plain_step
+from workloads.models.decoder import Decoder
+
+WARM_UP = 2
+"""steps before a capture: the first compiles kernels and makes plans"""
+
+
+def graphed_step(model: Decoder, caches: Sequence[KVCache]) -> Step:
+    """A `Step` that replays. ValueError when the caches are not on a CUDA device.
+
+    The logits that a step returns are overwritten by the next one.
+    """
+    if not caches[0].k.is_cuda:
+        raise ValueError(f"a CUDA graph needs the model on a CUDA device, not on {caches[0].k.device}")
+    return _GraphedStep(model, caches)
+
+
+class _GraphedStep:
+    def __init__(self, model: Decoder, caches: Sequence[KVCache]) -> None:
+        self._caches, self._plain = caches, plain_step(model, caches)
+        self._tokens_B1 = torch.zeros(caches[0].batch, 1, dtype=torch.int64, device=caches[0].k.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits_BV = torch.empty(0)
+        self._captured: list[Tensor] = []
+
+    def __call__(self, tokens_B1: Tensor, counts_B: Tensor | None) -> Tensor:
+        if counts_B is not None:
+            return self._plain(tokens_B1, counts_B)
+        self._tokens_B1.copy_(tokens_B1)
+        now = [t for cache in self._caches for t in (cache.k, cache.v)]
+        if self._graph is None or any(a is not b for a, b in zip(now, self._captured, strict=True)):
+            self._capture()
+            self._captured = now
+        assert self._graph is not None
+        self._graph.replay()
+        for cache in self._caches:
+            cache.replayed(1)
+        return self._logits_BV
+
+    def _capture(self) -> None:
+        """Warm up and capture on the caches themselves; their lengths are as before when it is done."""
+        before = [(cache.lengths.clone(), cache.longest) for cache in self._caches]
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._plain(self._tokens_B1, None)
+                self._restore(before)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits_BV = self._plain(self._tokens_B1, None)
+        self._restore(before)
+
+    def _restore(self, before: list[tuple[Tensor, int]]) -> None:
+        for cache, (lengths, longest) in zip(self._caches, before, strict=True):
+            cache.lengths.copy_(lengths)
+            cache.longest = longest
