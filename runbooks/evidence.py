@@ -1,8 +1,9 @@
-"""README's figures, rebuilt from `runbooks/results/*.jsonl`, and its file tree.
+"""The figures of README.md and of the kernels' READMEs, rebuilt from `runbooks/results/*.jsonl`, and the file tree.
 
-A block in README.md between `<!-- evidence: NAME -->` and `<!-- /evidence -->` is a table of the newest row of every
-`case` in `runbooks/results/NAME.jsonl`. `python -m runbooks.evidence` rewrites the blocks; with `--check` it only
-compares. It fails on a block without rows and on a row without machine, date, commit or command.
+A block between `<!-- evidence: NAME -->` and `<!-- /evidence -->` is a table of the newest row of every `case` in
+`runbooks/results/NAME.jsonl`; kernels-* blocks are of one suite of `kernels.jsonl` (see `kernelrows`).
+`python -m runbooks.evidence` rewrites the blocks; with `--check` it only compares. It fails on a block without rows, on
+a row without machine, date, commit or command, and on a kernel's row that was not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runbooks import filetree
+from runbooks import filetree, kernelrows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "runbooks" / "results"
@@ -25,18 +26,25 @@ class EvidenceError(Exception):
     """A figure without a row, or a row that does not say where it comes from."""
 
 
-def newest_rows(name: str) -> list[dict[str, Any]]:
+def documents(root: Path = ROOT) -> list[Path]:
+    """The files that hold blocks."""
+    return [root / "README.md", *sorted(root.glob("kernels/*/README.md"))]
+
+
+def newest_rows(name: str, needed: tuple[str, ...] = NEEDED) -> list[dict[str, Any]]:
     """The newest row of every case, in the order the cases first appear."""
     path = RESULTS / f"{name}.jsonl"
     if not path.is_file():
-        raise EvidenceError(f"{path.relative_to(ROOT)} does not exist")
-    newest: dict[str, dict[str, Any]] = {}
+        raise EvidenceError(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path} does not exist")
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         row = json.loads(line)
-        missing = [k for k in NEEDED if not row.get(k) and row.get(k) != 0]
+        missing = [k for k in needed if not row.get(k) and row.get(k) != 0]
         if missing:
             raise EvidenceError(f"{path.name}:{number}: without {', '.join(missing)}")
-        newest[row["case"]] = row
+        if row.get("device") == "cpu":
+            raise EvidenceError(f"{path.name}:{number}: measured on a CPU, which says nothing of a kernel")
+        newest[row.get("suite", name), row["case"]] = row
     if not newest:
         raise EvidenceError(f"{path.name} has no rows")
     return list(newest.values())
@@ -49,34 +57,49 @@ def figure(value: float) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| what | measured | goal |", "|---|---|---|"]
     lines += [f"| {r['case']} | {figure(r['value'])} {r['unit']} | {r.get('goal', '')} |" for r in rows]
+    return "\n".join(lines) + "\n\n" + sources(rows)
+
+
+def kernel_table(block: str) -> str:
+    """The table of a kernels-* block; EvidenceError when the file has no row for it."""
+    rows = kernelrows.of_block(block, newest_rows("kernels", kernelrows.NEEDED))
+    if not rows:
+        raise EvidenceError(f"kernels.jsonl has no rows for the block kernels-{block}")
+    return kernelrows.table(block, rows) + "\n\n" + sources(rows)
+
+
+def sources(rows: list[dict[str, Any]]) -> str:
+    """A line for each command, machine, date and commit that the rows come from."""
     where = sorted({(r["machine"], r["date"], r["commit"][:12], r["command"]) for r in rows})
     notes = [f"{command} on {machine}, {date}, commit {commit}" for machine, date, commit, command in where]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"*{n}*" for n in notes) + "\n"
+    return "\n".join(f"*{n}*" for n in notes) + "\n"
 
 
 def rebuilt(text: str) -> str:
-    """README with every figure and the file tree made anew."""
-    return filetree.rebuilt(_figures(text), ROOT)
+    """A document with every figure and the file tree made anew."""
+    return filetree.rebuilt(BLOCK.sub(lambda m: m["open"] + _figures(m["name"]) + m["close"], text), ROOT)
 
 
-def _figures(text: str) -> str:
-    return BLOCK.sub(lambda m: m["open"] + table(newest_rows(m["name"])) + m["close"], text)
+def _figures(name: str) -> str:
+    family, _, block = name.partition("-")
+    return kernel_table(block) if family == "kernels" else table(newest_rows(name))
 
 
 def main(argv: list[str]) -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    old = {path: path.read_text() for path in documents()}
     try:
-        new = rebuilt(text)
+        new = {path: rebuilt(text) for path, text in old.items()}
     except EvidenceError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    stale = [str(path.relative_to(ROOT)) for path in old if old[path] != new[path]]
     if "--check" in argv:
-        if new != text:
-            print("error: README.md does not match runbooks/results; run `make evidence`", file=sys.stderr)
-        return int(new != text)
-    readme.write_text(new)
-    print(f"README.md: {len(BLOCK.findall(new))} blocks from runbooks/results")
+        if stale:
+            print(f"error: {', '.join(stale)}: not as runbooks/results says; run `make evidence`", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in new.items():
+        path.write_text(text)
+        print(f"{path.relative_to(ROOT)}: {len(BLOCK.findall(text))} blocks from runbooks/results")
     return 0
 
 

@@ -194,11 +194,13 @@ class Group:
 
 
 def make_plan(case: Case, device: torch.device) -> DecoupledPlan:
+    from kernels.decoupled.plan import DecoupledPlan
+
     raise NotImplementedError
 
 
 def launcher(plan: DecoupledPlan, copy: Copy) -> Launch:
-    raise NotImplementedError
+    return lambda: plan.run(copy.q_sem_BHS, copy.q_geo_BHG, copy.cache, null=copy.null, out=copy.out_BHV)
 
 
 def as_dense(copy: Copy, dtype: torch.dtype) -> Step:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 @triton.jit
-def _read_kernel(x, out, blocks, BLOCK: tl.constexpr, ITERS: tl.constexpr):
+def _read_kernel(x, out, size, BLOCK: tl.constexpr, ITERS: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
     acc = tl.zeros([BLOCK], dtype=tl.int32)
     for i in tl.static_range(ITERS):
-        block = pid * ITERS + i
-        acc += tl.load(x + block * BLOCK + offs, mask=(block < blocks) & (offs >= 0), other=0)
+        at = (pid * ITERS + i) * BLOCK + offs
+        acc += tl.load(x + at, mask=at < size, other=0)
     tl.store(out + pid, tl.sum(acc, axis=0))
 
 
@@ -31,8 +31,7 @@ def _empty_kernel(x):
 
 def read(x: Tensor, out: Tensor, *, block: int, iters: int, warps: int) -> None:
     """Adds up int32 x [n] (n a multiple of `block`), one sum a program into int32 out [>= programs(n)]: reads all."""
-    blocks = x.numel() // block
-    _read_kernel[(programs(x.numel(), block, iters),)](x, out, blocks, BLOCK=block, ITERS=iters, num_warps=warps)
+    _read_kernel[(programs(x.numel(), block, iters),)](x, out, x.numel(), BLOCK=block, ITERS=iters, num_warps=warps)
 
 
 def programs(numel: int, block: int, iters: int) -> int:

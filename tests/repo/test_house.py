@@ -80,10 +80,11 @@ def test_nothing_speaks_of_a_machine_or_registry_by_name() -> None:
     assert offenders == []
 
 
-def test_readme_shows_only_figures_that_have_a_row() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert evidence.BLOCK.search(text)
-    assert evidence.rebuilt(text) == text, "run `make evidence`"
+def test_readmes_show_only_figures_that_have_a_row() -> None:
+    assert evidence.BLOCK.search((ROOT / "README.md").read_text())
+    for path in evidence.documents():
+        text = path.read_text()
+        assert evidence.rebuilt(text) == text, f"{path.relative_to(ROOT)}: run `make evidence`"
 
 
 @pytest.mark.parametrize("missing", ["commit", "machine", "date", "command"])
