@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.bench import goals
-from kernels.bench.dense import MOST_BYTES, SPARE, dense_peers
+from kernels.bench.dense import MOST_BYTES, SPARE, dense_peers, repeats
 from kernels.bench.peers import PeerTimes, Step, sdpa
 from kernels.bench.probe import Bandwidth
 from kernels.bench.rows import Measured
@@ -175,8 +175,9 @@ class Group:
     def _timed(self, row: Measured, plan: DecoupledPlan, case: Case, copies: list[Copy]) -> Measured:
         before = copies[0].out_BHV.clone()
         timing = graph_time(lambda i: launcher(plan, copies[i]), len(copies), device=self.device, replays=self.replays)
+        again = repeats(launcher(plan, copies[0]), before, [c.out_BHV for c in copies])
         plan.check()
-        if not torch.equal(before, copies[0].out_BHV):
+        if not again:
             return replace(row, verdict="wrong", extra={"repeats": False})
         extra: dict[str, Any] = {"why": plan.why(), "repeats": True, "policy": case.policy, "copies": len(copies)}
         fa3_us = self.peers.fa3() if self.peers else None
