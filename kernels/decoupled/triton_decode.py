@@ -1,0 +1,232 @@
+"""The decode kernel: one query token a row over a quantized prefix and an fp16 tail, in partitions or in one pass.
+
+One program is one warp: it takes all query heads of one KV head over a range of blocks of N = 64 tokens, whole codes
+loaded by asynchronous 16-byte copies, three blocks in flight. A warp alone has nobody to exchange P with, so nothing
+but stored codes passes through shared memory. The range comes from the row's own length, read on the device; no length
+is a compile-time constant. Storage is group-major (README, Layout): every (row, head, group) is one stream, and no head
+size is padded to a power of two. Called by `plan`; never uses a slot at or above `packed` (or, in the tail, `lengths`).
+A NaN in a row's data gives NaN in that row and head.
+
+Shape letters: B rows, KVH KV heads, Hq query heads; M, S, N as in `triton_codes`; R ring slots of the tail.
+"""
+
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.decoupled.cache import QuantizedCache
+from kernels.decoupled.part import Part
+from kernels.decoupled.triton_codes import largest, load_q, narrow, power_of_two_scale, query_planes, widen
+from kernels.decoupled.triton_parts import (
+    null_score,
+    plain_values,
+    scores,
+    seed_values,
+    softmax_step,
+    store_planes,
+    values,
+)
+from kernels.device import interpreted, next_power_of_2
+
+NullRows = tuple[Tensor, Tensor, Tensor]
+"""k_sem, k_geo, v of the null token as [B, KVH, d] views (stride 0 where it is the same for every row)."""
+Scratch = tuple[Tensor, Tensor, Tensor]
+"""part_m, part_d fp32 [B*Hq, partitions + (R > 0)] and part_o [.., V]."""
+BITS = {"q4_0": 4, "q8_0": 8, "fp16": 16}
+BLOCK = 64
+"""Tokens of a block: two scales a lane are the 4 bytes that an asynchronous copy needs. Storage is a multiple of it."""
+TAIL_BLOCK = 32
+STAGES = 3
+
+UNIT = tl.constexpr(2.0**24)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def decode_kernel(
+    q_sem, q_geo, qs_b, qs_h, qs_d, qg_b, qg_h, qg_d,
+    sem_codes, sem_scales, geo_codes, geo_scales, v_codes, v_scales,
+    tail_sem, tail_geo, tail_v,
+    null_sem, null_geo, null_v, ns_b, ns_h, ns_d, ng_b, ng_h, ng_d, nv_b, nv_h, nv_d,
+    lengths, packed, part_m, part_d, part_o, out, lse,
+    KVH, SLOTS, PARTITIONS,
+    SEM: tl.constexpr, GEO: tl.constexpr, V: tl.constexpr, DS: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
+    G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    NT: tl.constexpr,
+    HAS_NULL: tl.constexpr, ONE_PASS: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Grid (B * KVH, PARTITIONS + (R > 0)), or (B * KVH, 1) with ONE_PASS. SEM, GEO, V: 4, 8 or 16 bits a value.
+
+    2-pass: program p < PARTITIONS takes its share of the blocks of the quantized part, program PARTITIONS the tail;
+    each writes m (log2), d and o (not divided) to part_* [B*Hq, PARTITIONS + (R > 0), (DV)]; m = -inf, d = 0 and no o
+    where it saw nothing. ONE_PASS: the null token as initial state, the prefix, the tail; writes out [B*Hq, DV], lse.
+    """
+    S: tl.constexpr = 8 if (M == 16 and G <= 8) else M  # rows of the softmax: 8 to 15 of a 16-row tile are padding
+    SP: tl.constexpr = triton.next_power_of_2(max(DS, 16))
+    GP: tl.constexpr = triton.next_power_of_2(max(DG, 16))
+    VP: tl.constexpr = triton.next_power_of_2(max(DV, 16))
+    bh = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    b = bh // KVH
+    h = bh % KVH
+    stored = tl.load(packed + b)
+    row = tl.arange(0, S)
+    qs = (q_sem + b * qs_b + h * G * qs_h, qs_h, qs_d)
+    qg = (q_geo + b * qg_b + h * G * qg_h, qg_h, qg_d)
+    nf_S, back_S = power_of_two_scale(tl.maximum(largest(qs, G, DS, S), largest(qg, G, DG, S)))
+    # Scores are in units of 2^-24 / nf where a key part is coded (PLAIN), of 1 / nf otherwise; f brings them to log2.
+    PLAIN: tl.constexpr = 1.0 if SEM == 16 and GEO == 16 else 1.0 / UNIT
+    f = back_S * (LOG2E / PLAIN)
+    nf = widen(nf_S, M, S)
+    sem_planes, sem_zeros = query_planes(qs, nf, SEM, G, DS, M, S)
+    geo_planes, geo_zeros = query_planes(qg, nf, GEO, G, DG, M, S)
+    q_nat_sem = load_q(qs, tl.arange(0, SP), nf, G, DS, M)
+    q_nat_geo = load_q(qg, tl.arange(0, GP), nf, G, DG, M)
+
+    m = tl.full((S,), -float("inf"), tl.float32)
+    d = tl.zeros((S,), tl.float32)
+    if HAS_NULL and ONE_PASS:
+        k_s = (null_sem + b * ns_b + h * ns_h, ns_d)
+        k_g = (null_geo + b * ng_b + h * ng_h, ng_d)
+        m = null_score(qs, qg, k_s, k_g, nf_S, G, DS, DG, S) * PLAIN
+        d = d + 1.0
+        acc = seed_values((null_v + b * nv_b + h * nv_h, nv_d), V, DV, VP, M, True)
+    else:
+        acc = seed_values((part_o, 0), V, DV, VP, M, False)
+
+    blocks = (stored + N - 1) // N
+    if ONE_PASS:
+        first, last = 0, blocks
+    else:
+        share = tl.maximum(PARTITIONS, 1)
+        first = (blocks.to(tl.int64) * part // share).to(tl.int32)
+        last = (blocks.to(tl.int64) * (part + 1) // share).to(tl.int32)
+        if R > 0:
+            first = tl.where(part == PARTITIONS, 0, first)
+            last = tl.where(part == PARTITIONS, 0, last)
+    full = tl.minimum(last, stored // N)
+    for i in range(first, full):
+        n = i * N + tl.arange(0, N)
+        s = tl.zeros((S, N), tl.float32)
+        s = scores(s, q_nat_sem, sem_planes, sem_zeros, sem_codes, sem_scales, bh, n, None, SLOTS,
+                   SEM, DS, SP, M, S, N, PLAIN, ASM)  # fmt: skip
+        s = scores(s, q_nat_geo, geo_planes, geo_zeros, geo_codes, geo_scales, bh, n, None, SLOTS,
+                   GEO, DG, GP, M, S, N, PLAIN, ASM)  # fmt: skip
+        p, m, d, r = softmax_step(s, m, d, f)
+        acc = values(acc, p, r, v_codes, v_scales, bh, n, None, SLOTS, V, DV, VP, M, S, N, ASM)
+    for i in tl.range(tl.maximum(first, full), last, num_stages=1):  # the last block, where some slots hold no token
+        n = i * N + tl.arange(0, N)
+        seen = n < stored
+        s = tl.zeros((S, N), tl.float32)
+        s = scores(s, q_nat_sem, sem_planes, sem_zeros, sem_codes, sem_scales, bh, n, seen, SLOTS,
+                   SEM, DS, SP, M, S, N, PLAIN, ASM)  # fmt: skip
+        s = scores(s, q_nat_geo, geo_planes, geo_zeros, geo_codes, geo_scales, bh, n, seen, SLOTS,
+                   GEO, DG, GP, M, S, N, PLAIN, ASM)  # fmt: skip
+        s = tl.where(seen[None, :], s, -float("inf"))
+        p, m, d, r = softmax_step(s, m, d, f)
+        acc = values(acc, p, r, v_codes, v_scales, bh, n, seen, SLOTS, V, DV, VP, M, S, N, ASM)
+
+    if R > 0:
+        fresh = tl.load(lengths + b) - stored
+        if not ONE_PASS:
+            fresh = tl.where(part == PARTITIONS, fresh, 0)
+        start = tl.maximum(stored, 0) % R
+        blank = tl.zeros((M, NT), tl.float32)
+        for i in tl.range(0, (fresh + NT - 1) // NT, num_stages=1):
+            k = i * NT + tl.arange(0, NT)
+            seen = k < fresh
+            n = (start + k) % R
+            at = bh * R
+            ds = tl.arange(0, SP)
+            dg = tl.arange(0, GP)
+            k_s = tl.load(tail_sem + at * DS + (n * DS)[:, None] + ds[None, :],
+                          mask=seen[:, None] & (ds < DS)[None, :], other=0.0)  # fmt: skip
+            k_g = tl.load(tail_geo + at * DG + (n * DG)[:, None] + dg[None, :],
+                          mask=seen[:, None] & (dg < DG)[None, :], other=0.0)  # fmt: skip
+            s = narrow(tl.dot(q_nat_geo, tl.trans(k_g), tl.dot(q_nat_sem, tl.trans(k_s), blank)), M, S, NT) * PLAIN
+            s = tl.where(seen[None, :], s, -float("inf"))
+            p, m, d, r = softmax_step(s, m, d, f)
+            acc = plain_values(acc, p, r, tail_v + at * DV, n, DV, seen, V, DV, VP, M, S, NT)
+
+    rows = row < G
+    head = bh * G + row
+    if ONE_PASS:
+        some = tl.where(d == 0.0, 1.0, d)
+        inv = tl.where(d == 0.0, 0.0, 1.0 / some)
+        store_planes(acc, out, widen(head, M, S) * DV, widen(inv, M, S), tl.arange(0, M) < G, V, DV, VP, M)
+        tl.store(lse + head, tl.where(d == 0.0, -float("inf"), (m * f + tl.log2(some)) * LN2), mask=rows)
+    else:
+        total = PARTITIONS + (1 if R > 0 else 0)
+        slot = head * total + part
+        tl.store(part_m + slot, m * f, mask=rows)
+        tl.store(part_d + slot, d, mask=rows)
+        saw = first < last
+        if R > 0:
+            saw = saw | (fresh > 0)
+        if saw:
+            store_planes(
+                acc, part_o, widen(slot, M, S) * DV, tl.full((M,), 1.0, tl.float32), tl.arange(0, M) < G, V, DV, VP, M
+            )
+
+
+def launch(
+    q_sem: Tensor,
+    q_geo: Tensor,
+    cache: QuantizedCache,
+    null: NullRows | None,
+    scratch: Scratch,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    passes: int,
+    partitions: int,
+) -> None:
+    """q_sem [B,Hq,S], q_geo [B,Hq,G] and the cache to `scratch` (2-pass) or to out [B,Hq,V] and lse [B,Hq] (1-pass)."""
+    batch, q_heads, _ = q_sem.shape
+    tail = cache.policy.resid
+    programs = 1 if passes == 1 else partitions + (tail > 0)
+    if programs == 0:
+        return
+    group = q_heads // cache.kv_heads
+    one_pass = passes == 1
+    seed = null if one_pass else None
+    sem, geo, v = cache.parts
+    decode_kernel[(batch * cache.kv_heads, programs)](
+        q_sem, q_geo, *q_sem.stride(), *q_geo.stride(),
+        _stored(sem, words=False), sem.scales, _stored(geo, words=False), geo.scales, _stored(v, words=True), v.scales,
+        *(cache.tails if tail else (None, None, None)), *null_arguments(seed),
+        cache.lengths, cache.packed, *((None, None, None) if one_pass else scratch),
+        out if one_pass else None, lse if one_pass else None,
+        cache.kv_heads, slots_of(sem), partitions,
+        SEM=BITS[sem.kind], GEO=BITS[geo.kind], V=BITS[v.kind], DS=sem.dim, DG=geo.dim, DV=v.dim, G=group, R=tail,
+        M=max(16, next_power_of_2(group)), N=BLOCK, NT=TAIL_BLOCK, HAS_NULL=seed is not None, ONE_PASS=one_pass,
+        ASM=not interpreted(), num_warps=1, num_stages=STAGES,
+    )  # fmt: skip
+
+
+def _stored(part: Part, *, words: bool) -> Tensor:
+    """What the kernel reads of a part: fp16 values, bytes, or 16-bit words (q8_0, and values in 4 bits)."""
+    if part.values is not None:
+        return part.values
+    assert part.codes is not None
+    return part.codes.view(torch.int16) if words or part.kind == "q8_0" else part.codes
+
+
+def slots_of(part: Part) -> int:
+    """Storage slots of a part (a multiple of BLOCK)."""
+    stored = part.values if part.scales is None else part.scales
+    assert stored is not None
+    return stored.shape[2] if part.scales is None else stored.shape[3]
+
+
+def null_arguments(null: NullRows | None) -> tuple[object, ...]:
+    """Pointers, then strides (row, head, element) of the three; None in place of every one when there is no null token,
+    so that nothing of it is in the compiled kernel's signature."""
+    if null is None:
+        return (None,) * 12
+    return (*null, *(s for x in null for s in x.stride()))
