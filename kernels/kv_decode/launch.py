@@ -1,0 +1,132 @@
+"""From tensors to a launch of the Triton kernels: pointers, strides, constants, scratch memory.
+
+Checks nothing (its callers have) and never waits for the device. Called by `plan.py`, `api.py` and `tune.py`.
+
+Letters: B rows, H query heads, K key/value heads, S queries a row, N slots, D and E sizes of a key and a value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.device import ceil_div, interpreted, next_power_of_2
+from kernels.kv_decode.config import Config, padded
+
+COMBINE_TILE = 4096  # fp32 values of partial outputs that one step of the merge holds
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Partials [tiles, splits, ..]; `arrived` int32 [tiles] is 0 between launches; `overflow` int32 [4] is sticky."""
+
+    part_o: Tensor
+    part_ml: Tensor
+    arrived: Tensor
+    overflow: Tensor
+
+
+def tiles_of(config: Config, batch: int, kv_heads: int, rows: int) -> int:
+    return batch * kv_heads * ceil_div(rows, config.block_m)
+
+
+def make_scratch(
+    config: Config, splits: int, tiles: int, v_dim: int, device: torch.device, overflow: Tensor | None = None
+) -> Scratch:
+    """Partials are left unwritten; empty when there is nothing to merge."""
+    n = tiles * splits if splits > 1 else 0
+    return Scratch(
+        torch.empty(n * config.block_m * padded(v_dim), dtype=torch.float32, device=device),
+        torch.empty(n * config.block_m * 2, dtype=torch.float32, device=device),
+        torch.zeros(tiles if splits > 1 else 0, dtype=torch.int32, device=device),
+        torch.zeros(4, dtype=torch.int32, device=device) if overflow is None else overflow,
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention over k, v [B, K, N, .]: q [B, H, S, D] at the end of each row, `new` (k, v) [B, K, S, .] or None.
+
+    `lens`: int32 or int64 [B] on the device, keys in k, v (None: N). `write`: new tokens go to slots lens[b]...
+    """
+
+    q_BHSD: Tensor
+    k_BKND: Tensor
+    v_BKNE: Tensor
+    new: tuple[Tensor, Tensor] | None
+    lens: Tensor | None
+    out_BHSE: Tensor
+    lse_BHS: Tensor | None
+    scale: float
+    causal: bool
+    write: bool
+
+
+def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of `split_kernel`, without the grid."""
+    q, k, v, out = call.q_BHSD, call.k_BKND, call.v_BKNE, call.out_BHSE
+    kn, vn = call.new if call.new is not None else (q, q)
+    kv_heads = k.shape[1]
+    lens = q if call.lens is None else call.lens
+    lse = q if call.lse_BHS is None else call.lse_BHS
+    args: list[Any] = [q, k, v, kn, vn, out, lse, scratch.part_o, scratch.part_ml, scratch.arrived, lens]
+    args += [scratch.overflow]
+    for tensor in (q, k, v, kn, vn, out):
+        args += tensor.stride()
+    args += [kv_heads, q.shape[2], k.shape[2], call.scale * math.log2(math.e)]
+    new = 0 if call.new is None else 1 if q.shape[2] == 1 else 2
+    consts = {
+        **_shared(call, config, splits),
+        "D": q.shape[3],
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": padded(q.shape[3]),
+        **_merge(min(config.block_m, next_power_of_2(q.shape[1] // kv_heads * q.shape[2])), splits, v.shape[3]),
+        "STAGES": config.stages,
+        "FORM": config.form,
+        "CAUSAL": call.causal,
+        "HAS_LENS": call.lens is not None,
+        "NEW": new,
+        "WRITE": call.write,
+        "LAST": config.last,
+        "WIDE": interpreted() and q.dtype == torch.bfloat16,
+    }
+    return args, {**consts, "num_warps": config.warps, "num_stages": config.stages}
+
+
+def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
+    return {
+        "G": call.q_BHSD.shape[1] // call.k_BKND.shape[1],
+        "DV": call.v_BKNE.shape[3],
+        "BLOCK_DV": padded(call.v_BKNE.shape[3]),
+        "HAS_LSE": call.lse_BHS is not None,
+        "BLOCK_M": config.block_m,
+        "SPLITS": splits,
+        "SPLITS_POW2": next_power_of_2(splits),
+    }
+
+
+def _merge(rows: int, splits: int, v_dim: int) -> dict[str, int]:
+    return {"ROWS": rows, "CHUNK": max(1, min(next_power_of_2(splits), COMBINE_TILE // (rows * padded(v_dim))))}
+
+
+def launch(call: Call, config: Config, splits: int, scratch: Scratch) -> None:
+    """One launch, or two when there are splits that the last program does not merge."""
+    from kernels.kv_decode.triton_merge import combine_kernel
+    from kernels.kv_decode.triton_split import split_kernel
+
+    batch, heads, queries, _ = call.q_BHSD.shape
+    kv_heads = call.k_BKND.shape[1]
+    m_tiles = ceil_div(heads // kv_heads * queries, config.block_m)
+    args, consts = arguments(call, config, splits, scratch)
+    split_kernel[(batch * kv_heads, m_tiles, splits)](*args, **consts)
+    if splits > 1 and not config.last:
+        rows = min(config.block_m, heads // kv_heads * queries)
+        lse = call.q_BHSD if call.lse_BHS is None else call.lse_BHS
+        combine_kernel[(batch * kv_heads, m_tiles, rows)](
+            scratch.part_o, scratch.part_ml, call.out_BHSE, lse, *call.out_BHSE.stride(), kv_heads, queries, m_tiles,
+            **_shared(call, config, splits), **_merge(1, splits, call.v_BKNE.shape[3]), num_warps=4,
+        )  # fmt: skip
