@@ -43,6 +43,7 @@ def published(case: str) -> Any:
     if variant == "stretched":
         sizes["rope_parameters"] = STRETCHED
     torch.manual_seed(len(case))
+    model: Any
     if kind == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_attention_heads=8, **sizes))
     else:
