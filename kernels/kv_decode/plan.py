@@ -210,9 +210,7 @@ def overflow_text(row: int, length: int, tokens: int, capacity: int) -> str:
 
 def resolved(device: torch.device) -> torch.device:
     """cuda becomes cuda:<the current one>, so that it equals the device of a tensor."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    return torch.empty(0, device=device).device
 
 
 def choose_backend(tensor: Tensor, dtype: torch.dtype, backend: Backend = "auto") -> Literal["triton", "reference"]:
