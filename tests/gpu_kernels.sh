@@ -26,7 +26,7 @@ if [ -z "${KERNELS_FA3_SO:-}" ] && [ -f .fa3/_vllm_fa3_C.abi3.so.xz ]; then
   KERNELS_FA3_SO=$PWD/.fa3/_vllm_fa3_C.abi3.so.xz
   export KERNELS_FA3_SO
 fi
-PARITY_ARGS=${PARITY_ARGS:---full}
+PARITY_ARGS=${PARITY_ARGS:---full --jobs 6}
 BENCH_ARGS=${BENCH_ARGS:-all}
 
 started=$(date +%s)

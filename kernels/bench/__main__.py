@@ -52,7 +52,7 @@ def parsed(argv: Sequence[str]) -> Options:
 
 def measurements(options: Options, found: Bandwidth) -> Iterator[tuple[str, Measured]]:
     """(suite, case) one after the other; the memory of each is given back before the next."""
-    replays = 7 if options.quick else 15
+    replays = 2 if options.device.type == "cpu" else 7 if options.quick else 15
     if "bandwidth" in options.suites:
         yield from (("bandwidth", m) for m in bandwidth.measured(found))
     if "kv-decode" in options.suites:

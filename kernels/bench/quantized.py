@@ -1,8 +1,8 @@
 """Suite `decoupled`: one decode step over the decoupled cache, quantized and not, with and without null token and tail.
 
-What is timed is `DecoupledPlan.run` over a cache that holds S tokens a row. Judged against fp64 attention over the
-*dequantized* cache; scales and values of unused slots hold NaN. The peers run the equal dense attention over the same
-values in fp16: twice to three times the bytes, and what one would call otherwise. Letters: see `dense`.
+What is timed is `DecoupledPlan.run` over a cache of S tokens a row; its append is a launch of its own, not timed here.
+Judged against fp64 attention over the *dequantized* cache; scales and values of unused slots hold NaN. The peers run
+the equal dense attention over the same values in fp16: more bytes, and what one would call otherwise. Letters: `dense`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ from kernels.bench.probe import Bandwidth
 from kernels.bench.rows import Measured
 from kernels.bench.timing import Launch, graph_time, rotation
 from kernels.checks import Verdict, judge
+from kernels.device import runs_triton
 
 if TYPE_CHECKING:
     from kernels.decoupled.cache import QuantizedCache
-    from kernels.decoupled.plan import DecoupledPlan
     from kernels.decoupled.reference import NullToken
 
 TAIL = 128
@@ -139,6 +139,32 @@ def poison(cache: QuantizedCache, packed: int) -> None:
             part.scales[:, :, :, packed:] = math.nan
 
 
+class Plan(Protocol):
+    """What of `DecoupledPlan` is used here."""
+
+    def run(
+        self, q_sem: Tensor, q_geo: Tensor, cache: QuantizedCache, *, null: NullToken | None, out: Tensor | None
+    ) -> Tensor: ...
+
+    def why(self) -> str: ...
+
+
+class ByReference:
+    """The public function on a machine without Triton."""
+
+    def run(
+        self, q_sem: Tensor, q_geo: Tensor, cache: QuantizedCache, *, null: NullToken | None, out: Tensor | None
+    ) -> Tensor:
+        from kernels.decoupled.api import decoupled_decode
+
+        answer = decoupled_decode(q_sem, q_geo, cache, null=null, out=out, backend="reference")
+        assert isinstance(answer, Tensor)
+        return answer
+
+    def why(self) -> str:
+        return "reference: Triton does not run here"
+
+
 @dataclass
 class Group:
     """The cases of one length, measured in turn: the first gives the peers' times and the null token's goal."""
@@ -156,7 +182,7 @@ class Group:
         count = rotation(case.cache_bytes, self.found.l2_bytes, most_bytes=MOST_BYTES)
         try:
             copies = [make_copy(case, self.device, seed) for seed in range(count)]
-            plan = make_plan(case, self.device)
+            plan = make_plan(case, copies[0].cache)
             verdict, _ = check(plan, copies[0])
         except Exception as e:  # a broken kernel must not hide the other cases
             return replace(row, extra={"error": f"{type(e).__name__}: {e}"[:400]})
@@ -172,11 +198,10 @@ class Group:
         count = rotation(size, self.found.l2_bytes, most_bytes=MOST_BYTES)
         return dense_peers([as_dense(c, torch.float16) for c in copies[:count]], self.device, self.replays)
 
-    def _timed(self, row: Measured, plan: DecoupledPlan, case: Case, copies: list[Copy]) -> Measured:
+    def _timed(self, row: Measured, plan: Plan, case: Case, copies: list[Copy]) -> Measured:
         before = copies[0].out_BHV.clone()
         timing = graph_time(lambda i: launcher(plan, copies[i]), len(copies), device=self.device, replays=self.replays)
         again = repeats(launcher(plan, copies[0]), before, [c.out_BHV for c in copies])
-        plan.check()
         if not again:
             return replace(row, verdict="wrong", extra={"repeats": False})
         extra: dict[str, Any] = {"why": plan.why(), "repeats": True, "policy": case.policy, "copies": len(copies)}
@@ -194,13 +219,14 @@ class Group:
         return replace(row, verdict="ok", timing=timing, goal=goal, extra=extra)
 
 
-def make_plan(case: Case, device: torch.device) -> DecoupledPlan:
+def make_plan(case: Case, cache: QuantizedCache) -> Plan:
+    """The family's plan for this cache; its reference where Triton does not run (which nobody times)."""
     from kernels.decoupled.plan import DecoupledPlan
 
-    raise NotImplementedError
+    return DecoupledPlan.of(cache, case.heads) if runs_triton(cache.lengths) else ByReference()
 
 
-def launcher(plan: DecoupledPlan, copy: Copy) -> Launch:
+def launcher(plan: Plan, copy: Copy) -> Launch:
     return lambda: plan.run(copy.q_sem_BHS, copy.q_geo_BHG, copy.cache, null=copy.null, out=copy.out_BHV)
 
 
@@ -221,12 +247,11 @@ def as_dense(copy: Copy, dtype: torch.dtype) -> Step:
     return Step(q, k, v.contiguous(), 1.0)
 
 
-def check(plan: DecoupledPlan, copy: Copy) -> tuple[Verdict, Tensor]:
+def check(plan: Plan, copy: Copy) -> tuple[Verdict, Tensor]:
     """One step against fp64 attention over the dequantized cache: the verdict, and that output [B, H, V]."""
     from kernels.decoupled.reference import decoupled_decode_reference
 
     launcher(plan, copy)()
-    plan.check()
     exact = copy.cache.dequantized(torch.float64)
     ref64 = decoupled_decode_reference(copy.q_sem_BHS, copy.q_geo_BHG, *exact, copy.cache.lengths, null=copy.null)
     assert isinstance(ref64, Tensor)

@@ -6,6 +6,7 @@ The field names are a contract with `runbooks.evidence` and `plot`. A row withou
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -95,6 +96,7 @@ def _version(package: str) -> str:
         return "-"
 
 
+@functools.cache
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

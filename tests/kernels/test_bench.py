@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels.bench import __main__ as bench
 from kernels.bench import dense, fa3, goals, peers, probe, quantized, rows, timing
 from kernels.decoupled.reference import decoupled_decode_reference
-from kernels.kv_decode.reference import attention_with_kv_cache_reference
+from kernels.kv_decode.reference import attention_reference, attention_with_kv_cache_reference
 
 CPU = torch.device("cpu")
 COMMIT = "0123456789" * 4
@@ -43,6 +43,8 @@ class ByDefinition:
             assert isinstance(answer, Tensor)
             return out.copy_(answer)
         q, k_new, v_new, k_cache, v_cache, lengths = given
+        if k_new is None:
+            return out.copy_(attention_reference(q, k_cache, v_cache, kv_lens=lengths))
         attention_with_kv_cache_reference(q, k_new, v_new, (k_cache, v_cache), lengths, out=out)
         return out
 
@@ -95,7 +97,7 @@ class OnlyOnce(ByDefinition):
 
 class AppendsNothing(ByDefinition):
     def run(self, *given: Any, out: Tensor, null: Any = None) -> Tensor:
-        copies = [t.clone() for t in given]
+        copies = [t if t is None else t.clone() for t in given]
         return super().run(*copies, out=out, null=null)
 
 
@@ -115,7 +117,7 @@ class CountsItself(ByDefinition):
 
 def use(monkeypatch: pytest.MonkeyPatch, plan: Callable[[], ByDefinition]) -> None:
     for suite in (dense, quantized):
-        monkeypatch.setattr(suite, "make_plan", lambda case, device: plan())
+        monkeypatch.setattr(suite, "make_plan", lambda case, device_or_cache: plan())
 
 
 def bench_rows(tmp_path: Path, *argv: str) -> tuple[int, list[dict[str, Any]]]:
@@ -246,6 +248,26 @@ def test_the_cpu_mode_runs_end_to_end(
     assert null["null_adds"] is not None and null["must_us"] > null["strong_us"]
     out = capsys.readouterr().out
     assert f"{len(made)} rows in" in out
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_kernels_themselves_run_in_the_bench(
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    device: torch.device,
+) -> None:
+    if backend == "triton" and device.type != "cpu":
+        pytest.skip("the CPU mode on a machine with a GPU has no interpreter")
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
+    if backend == "reference":
+        monkeypatch.setattr(quantized, "runs_triton", lambda tensor: False)
+    code, made = bench_rows(tmp_path, "all")
+    assert code == 0, capsys.readouterr().out
+    for r in made:
+        if r["suite"] != "bandwidth":
+            assert r["repeats"] and ("reference" in r["why"]) == (backend == "reference")
 
 
 @pytest.mark.parametrize("plan", [Off, Silent, Drifts, OnlyOnce])
