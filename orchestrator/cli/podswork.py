@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,15 +124,8 @@ def push(
     """Send a file, or what is in a directory, to a pod. Again after a cut: what is there is not sent twice."""
     from orchestrator.inventory.transfer import push as send
 
-    with _progress(quiet=json) as progress:
-        pod = _open(name)
-        try:
-            moved = send(pod, source, target, progress.total, progress.on_bytes)
-        except KeyboardInterrupt:
-            _cut_off("orch pods push")
-            raise
-        finally:
-            pod.close()
+    with _moving(name, "orch pods push", quiet=json) as (pod, progress):
+        moved = send(pod, source, target, progress.total, progress.on_bytes)
     _tell_moved(moved, f"{name}:{moved.path}", json=json)
 
 
@@ -143,32 +138,26 @@ def pull(
     """Fetch a file, or what is in a directory, from a pod. Links are left out and told."""
     from orchestrator.inventory.transfer import pull as fetch
 
-    with _progress(quiet=json) as progress, as_the_person():
-        pod = _open(name)
-        try:
-            moved = fetch(pod, source, target, progress.total, progress.on_bytes)
-        except KeyboardInterrupt:
-            _cut_off("orch pods pull")
-            raise
-        finally:
-            pod.close()
+    with as_the_person(), _moving(name, "orch pods pull", quiet=json) as (pod, progress):
+        moved = fetch(pod, source, target, progress.total, progress.on_bytes)
     _tell_moved(moved, moved.path, json=json)
 
 
-def _cut_off(command: str) -> None:
-    hint(f"\ncut off; the same {command} goes on where it was")
-
-
-def _open(name: str) -> Pod:
+@contextmanager
+def _moving(name: str, command: str, *, quiet: bool) -> Iterator[tuple[Pod, Progress]]:
+    """The pod, and a progress line; a person who ends it is told that it can go on."""
+    from orchestrator.inventory.progress import Progress
     from pods.access import find_pod
 
-    return find_pod(home(), name)[1]
-
-
-def _progress(*, quiet: bool) -> Progress:
-    from orchestrator.inventory.progress import Progress
-
-    return Progress(quiet=quiet)
+    with Progress(quiet=quiet) as progress:
+        pod = find_pod(home(), name)[1]
+        try:
+            yield pod, progress
+        except KeyboardInterrupt:
+            hint(f"\ncut off; the same {command} goes on where it was")
+            raise
+        finally:
+            pod.close()
 
 
 def _tell_moved(moved: Moved, where: str, *, json: bool) -> None:

@@ -13,6 +13,7 @@ from workloads.contract.records import Event
 from workloads.contract.states import ENDED, RunState
 
 _IN_ATTEMPT = frozenset({RunState.STARTING, RunState.RUNNING, RunState.HALTING})
+MAX_WAIT_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,12 @@ class Memory:
             state = RunState(event.to or "")
         except ValueError:
             return self
-        backoff_s = event.data.get("backoff_s")
         new = replace(
             self,
             state=state,
             since=event.ts,
             reason=event.why,
-            backoff_s=float(backoff_s) if isinstance(backoff_s, int | float) else 0.0,
+            backoff_s=_seconds(event.data, "backoff_s"),
             closed=self.closed if state in _IN_ATTEMPT else True,
         )
         if state == RunState.STARTING:
@@ -84,6 +84,12 @@ class Memory:
             tree=tree if isinstance(tree, str) else self.tree,
             argv=tuple(str(a) for a in argv) if isinstance(argv, list) and argv else self.argv,
         )
+
+
+def _seconds(data: dict[str, Any], key: str) -> float:
+    """A wait; 0 for what is none (NaN would be waited for without end)."""
+    value = data.get(key)
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_WAIT_S else 0.0
 
 
 def _int(data: dict[str, Any], key: str, default: int) -> int:

@@ -131,6 +131,10 @@ def _names(field: str, name: str) -> bool:
     return found
 
 
+def _named(*keys: str) -> str:
+    return ", ".join(f"{fingerprint(key)} ({key.split()[0]})" for key in keys)
+
+
 def not_pinned(pod: str, ssh: str | None) -> RefusedError:
     return RefusedError(
         "E-SSH-011", f"the host key of pod {pod} is not pinned, so it cannot be told from another machine",
@@ -141,8 +145,8 @@ def not_pinned(pod: str, ssh: str | None) -> RefusedError:
 def changed(pod: str, host: str, pinned: Sequence[str], seen: str) -> RefusedError:
     return RefusedError(
         "E-SSH-012", f"pod {pod} shows another host key than the pinned one", where=host,
-        value=f"{fingerprint(seen)} ({seen.split()[0]})",
-        expected=", ".join(f"{fingerprint(k)} ({k.split()[0]})" for k in pinned),
+        value=_named(seen),
+        expected=_named(*pinned),
         fix=f"orch pods repin {pod}   (do not go on unless you rebuilt the pod: it may be another machine)",
     )  # fmt: skip
 
@@ -150,7 +154,7 @@ def changed(pod: str, host: str, pinned: Sequence[str], seen: str) -> RefusedErr
 def unknown_jump(pod: str, host: str, seen: str) -> RefusedError:
     return RefusedError(
         "E-SSH-013", f"the host key of {host}, on the way to pod {pod}, is not known", where=host,
-        value=f"{fingerprint(seen)} ({seen.split()[0]})", expected="a key in ~/.ssh/known_hosts or in jump_keys",
+        value=_named(seen), expected="a key in ~/.ssh/known_hosts or in jump_keys",
         fix=f"orch pods repin {pod}   (shows the fingerprint of each host on the way), or ssh there once",
     )  # fmt: skip
 
@@ -158,8 +162,8 @@ def unknown_jump(pod: str, host: str, seen: str) -> RefusedError:
 def changed_jump(pod: str, host: str, known: Sequence[str], seen: str) -> RefusedError:
     return RefusedError(
         "E-SSH-014", f"{host}, on the way to pod {pod}, shows another host key than the known one", where=host,
-        value=f"{fingerprint(seen)} ({seen.split()[0]})",
-        expected=", ".join(f"{fingerprint(k)} ({k.split()[0]})" for k in known),
+        value=_named(seen),
+        expected=_named(*known),
         fix=f"orch pods repin {pod}   (do not go on unless that host was rebuilt: it may be another machine)",
     )  # fmt: skip
 

@@ -32,6 +32,14 @@ def first_contact(lab: Lab, pod: LabPod, reach: Reach, home: str) -> None:
         far.close()
 
 
+def undisturbed(lab: Lab, pod: LabPod, reach: Reach) -> tuple[int, dict[str, int]]:
+    """The bytes that a first contact costs, and what it leaves there."""
+    with pod.metered() as read:
+        first_contact(lab, pod, reach, "/workspace/whole")
+        total = read()
+    return total, laid_down(pod, "/workspace/whole")
+
+
 def nothing_begun_stays(pod: LabPod) -> None:
     """A command whose connection is lost removes what it began once its sshd has noticed (here by ClientAlive)."""
     deadline = time.monotonic() + 25
@@ -53,10 +61,7 @@ def test_a_first_contact_cut_anywhere_is_made_good_by_the_next(make_lab: MakeLab
     lab = make_lab(1, QUICK)
     pod = lab["pod-a"]
     with lab.inside():
-        with pod.metered() as read:
-            first_contact(lab, pod, reach, "/workspace/whole")
-            total = read()
-        whole = laid_down(pod, "/workspace/whole")
+        total, whole = undisturbed(lab, pod, reach)
         assert total > len(remote_bundle().data) and len(whole) > 10
         cut = 0
         for n, size in enumerate(cut_points(total, 4)):
@@ -77,10 +82,7 @@ def test_a_first_contact_that_falls_silent_anywhere_is_made_good_by_the_next(mak
     lab = make_lab(1, QUICK)
     pod = lab["pod-a"]
     with lab.inside():
-        with pod.metered() as read:
-            first_contact(lab, pod, reach, "/workspace/whole")
-            total = read()
-        whole = laid_down(pod, "/workspace/whole")
+        total, whole = undisturbed(lab, pod, reach)
         for n, size in enumerate([2000, 5000, total // 3, total * 2 // 3, total - 1000]):
             home = f"/workspace/cut{n}"
             with pod.cut_after(size, silent=True), pytest.raises(UnreachableError):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from pods.bundle import remote_bundle
 from pods.pod import FarPod
 from tests.faults_ssh.conftest import Reach
 from tests.lab.disk import PodOptions
@@ -81,8 +82,11 @@ def test_a_far_and_lossy_pod_answers(lab: Lab, reach: Reach) -> None:
     pod = lab["pod-b"]
     with lab.inside(), pod.far(0.04, loss=0.02):
         far = reach(lab, pod)
+        asked(far)
+        began = time.monotonic()
         for _ in range(10):
             asked(far)
+        assert time.monotonic() - began > 10 * 0.04  # it was as far as that
 
 
 @pytest.mark.long
@@ -117,4 +121,6 @@ def test_a_slow_link_carries_what_a_pod_needs(make_lab: MakeLab, reach: Reach) -
     lab = make_lab(1)
     pod = lab["pod-a"]
     with lab.inside(), pod.slow("256kbit"), pod.lossy(0.01):
+        began = time.monotonic()
         asked(reach(lab, pod, timeout_s=10))
+        assert time.monotonic() - began > len(remote_bundle().data) / 32_000 / 2  # it did go over that link

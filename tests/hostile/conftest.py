@@ -198,7 +198,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         ("orchestrator.runs.source.FAR_POLL_S", 0.01), ("orchestrator.runs.waiting.FAR_POLL_S", 0.01),
     ):  # fmt: skip
         monkeypatch.setattr(name, value)
-    monkeypatch.setattr("orchestrator.cli.reach._stay", lambda tunnel: None)  # else until Ctrl-C
+    monkeypatch.setattr("orchestrator.cli.reach._wait", lambda every_s, *looks: None)  # else until Ctrl-C
     monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "train.py").write_text("x")

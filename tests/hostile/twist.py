@@ -15,10 +15,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pods.remote.dispatch import Answer, dispatch
-from pods.remote.wire import GREETING, VERSION, error_row, pack, unpack
+from pods.remote.wire import GREETING, VERSION, error_row, pack
 from pods.transport.base import Process, Result
 from pods.transport.local import LocalTransport
-from workloads.contract.errors import OrchError, UnreachableError
+from tests.hostile.speaker import Speaker
+from workloads.contract.errors import OrchError
 from workloads.contract.rundir import OrchHome
 
 Path_ = tuple[Any, ...]
@@ -78,7 +79,7 @@ class Twisted:
         return LocalTransport().run(argv, timeout_s=timeout_s, stdin=stdin, env=env)
 
     def start(self, argv: Sequence[str], *, timeout_s: float) -> Process:
-        return _Process(self)
+        return Speaker(self.greeting(), self.answer)
 
     def put(self, data: bytes, path: PurePosixPath, *, timeout_s: float, mode: int = 0o600) -> None:
         return
@@ -112,33 +113,3 @@ def as_frame(message: dict[str, Any], data: bytes = b"") -> bytes:
     except UnicodeEncodeError:
         text = json.dumps(message).encode("ascii")
         return struct.pack(">II", len(text), len(data)) + text + data
-
-
-class _Process:
-    def __init__(self, pod: Twisted) -> None:
-        self._pod, self._asked, self._said = pod, bytearray(), bytearray(pod.greeting())
-
-    def write(self, data: bytes, *, timeout_s: float) -> None:
-        self._asked += data
-        rest = bytes(self._asked)
-        self._asked.clear()
-
-        def take(count: int) -> bytes:
-            nonlocal rest
-            got, rest = rest[:count], rest[count:]
-            return got
-
-        self._said += self._pod.answer(*unpack(take))
-
-    def read(self, *, timeout_s: float) -> bytes:
-        if not self._said:
-            raise UnreachableError("E-POD-001", "it says nothing")
-        chunk = bytes(self._said[: 1 << 20])
-        del self._said[: 1 << 20]
-        return chunk
-
-    def stderr(self) -> str:
-        return "\x1b[2Jcleared"
-
-    def close(self) -> None:
-        return

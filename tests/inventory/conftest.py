@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Orch
-from tests.lab.sshd import NotHere, Sshd, why_no_sshd
+from tests.lab.fixtures import MakeSshd, make_sshd, sshd  # noqa: F401
 from workloads.contract.rundir import OrchHome
-
-MakeSshd = Callable[..., Sshd]
 
 
 @pytest.fixture
@@ -33,28 +30,6 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return path
-
-
-@pytest.fixture
-def make_sshd(tmp_path: Path) -> Iterator[MakeSshd]:
-    if (reason := why_no_sshd()) is not None:
-        pytest.skip(reason)
-    with ExitStack() as stack:
-
-        def make(name: str = "pod", **options: Any) -> Sshd:
-            folder = tmp_path / f"home-{name}"
-            folder.mkdir()
-            try:
-                return stack.enter_context(Sshd(tmp_path / name, home=folder, **options))
-            except NotHere as e:
-                pytest.skip(str(e))
-
-        yield make
-
-
-@pytest.fixture
-def sshd(make_sshd: MakeSshd) -> Sshd:
-    return make_sshd()
 
 
 @pytest.fixture

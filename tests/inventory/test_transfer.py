@@ -236,10 +236,10 @@ def test_over_ssh(orch: Orch, make_sshd: MakeSshd, tree: Path, tmp_path: Path, h
     assert add(orch, "box", sshd).code == 0
     ran = orch("pods", "push", "box", str(tree), "data/x", "--json")
     assert ran.code == 0, ran.err
-    assert files(tmp_path / "home-pod" / "data" / "x") == TREE and ran.json["files"] == len(TREE)
+    assert files(tmp_path / "pod" / "home" / "data" / "x") == TREE and ran.json["files"] == len(TREE)
     ran = orch("pods", "pull", "box", "data/x", str(tmp_path / "back"))
     assert ran.code == 0 and files(tmp_path / "back") == TREE and f"{len(TREE)} files" in ran.out
-    (tmp_path / "home-pod" / "data" / "x" / "\x1b[2J").write_text("x")
+    (tmp_path / "pod" / "home" / "data" / "x" / "\x1b[2J").write_text("x")
     ran = orch("pods", "pull", "box", "~/data/x", str(tmp_path / "back"))
     assert ran.code == 7 and "\x1b" not in ran.out + ran.err and "left out: \\x1b[2J" in ran.out
     assert orch("pods", "pull", "box", "nothing", str(tmp_path / "back")).code == 7
@@ -253,9 +253,9 @@ def test_ctrl_c_says_how_it_goes_on(orch: Orch, make_sshd: MakeSshd, tmp_path: P
         f.truncate(256 << 20)
     process = orch.start("pods", "push", "box", str(source), "large")
     deadline = time.monotonic() + 20
-    while not list((tmp_path / "home-pod").glob("*large*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "pod" / "home").glob("*large*")) and time.monotonic() < deadline:
         time.sleep(0.02)  # until the first bytes are there
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and "cut off; the same orch pods push goes on where it was" in err, err
-    assert not (tmp_path / "home-pod" / "large").exists() and "Traceback" not in err
+    assert not (tmp_path / "pod" / "home" / "large").exists() and "Traceback" not in err

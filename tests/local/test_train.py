@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,11 @@ def test_killing_the_cli_after_submission_harms_nothing(orch: Orch) -> None:
 
     wait_for(submitted, 60)
     process.kill()
+    assert process.wait(10) == -signal.SIGKILL  # it followed: it did not end by itself before
     run = RunDir(submitted()[0])
-    orch.wait(run, "succeeded")
+    orch.wait(run, "succeeded", "failed")
+    assert orch.state(run) == "succeeded" and len(submitted()) == 1, orch.story(run)
+    assert steps_of(run) == list(range(1, 41)) and read_json(run.status)["attempt"] == 1
 
 
 def test_following_shows_the_run_to_its_end(orch: Orch) -> None:

@@ -5,51 +5,16 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from pods.pod import FarPod
-from pods.remote.wire import GREETING, VERSION, pack, unpack
+from pods.remote.wire import GREETING, VERSION, pack
 from pods.transport.base import Process, Result
-from workloads.contract.errors import UnreachableError
+from tests.hostile.speaker import Answering, Speaker
 
-Lie = Callable[[dict[str, Any], bytes], bytes]
-
-
-class LiarProcess:
-    def __init__(self, lie: Lie) -> None:
-        self._lie, self._asked, self._said = lie, bytearray(), bytearray()
-        hello = {"v": VERSION, "home": "/root/.orch", "pid": 1, "now": 1.0}
-        self._said += f"{GREETING} {VERSION}\n".encode() + pack(hello)
-
-    def write(self, data: bytes, *, timeout_s: float) -> None:
-        self._asked += data
-        text, size = struct.unpack_from(">II", self._asked)
-        if len(self._asked) < 8 + text + size:
-            return
-        rest = bytes(self._asked)
-        self._asked.clear()
-
-        def take(count: int) -> bytes:
-            nonlocal rest
-            got, rest = rest[:count], rest[count:]
-            return got
-
-        self._said += self._lie(*unpack(take))
-
-    def read(self, *, timeout_s: float) -> bytes:
-        if not self._said:
-            raise UnreachableError("E-POD-001", "it says nothing")
-        chunk = bytes(self._said[: 1 << 20])
-        del self._said[: 1 << 20]
-        return chunk
-
-    def stderr(self) -> str:
-        return "\x1b[2Jcleared"
-
-    def close(self) -> None:
-        return
+Lie = Answering
 
 
 class Liar:
@@ -64,7 +29,8 @@ class Liar:
         return Result(tuple(argv), 0, "", "")
 
     def start(self, argv: Sequence[str], *, timeout_s: float) -> Process:
-        return LiarProcess(self.lie)
+        hello = {"v": VERSION, "home": "/root/.orch", "pid": 1, "now": 1.0}
+        return Speaker(f"{GREETING} {VERSION}\n".encode() + pack(hello), self.lie)
 
     def put(self, data: bytes, path: PurePosixPath, *, timeout_s: float, mode: int = 0o600) -> None:
         return

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from pods.transport.ssh import SshTransport
-from tests.lab.fixtures import lab, make_lab  # noqa: F401
-from tests.lab.sshd import NotHere, Sshd, why_no_sshd
+from tests.lab.fixtures import MakeSshd, lab, make_lab, make_sshd, sshd  # noqa: F401
+from tests.lab.sshd import Sshd
 from workloads.contract.config.inventory import PodSpec
 
-MakeSshd = Callable[..., Sshd]
 Connect = Callable[..., SshTransport]
 
 
@@ -25,27 +24,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return home
-
-
-@pytest.fixture
-def make_sshd(tmp_path: Path) -> Iterator[MakeSshd]:
-    """`make_sshd("name", **options)`: started, and ended with the test."""
-    if (reason := why_no_sshd()) is not None:
-        pytest.skip(reason)
-    with ExitStack() as stack:
-
-        def make(name: str = "pod", **options: Any) -> Sshd:
-            try:
-                return stack.enter_context(Sshd(tmp_path / name, **options))
-            except NotHere as e:
-                pytest.skip(str(e))
-
-        yield make
-
-
-@pytest.fixture
-def sshd(make_sshd: MakeSshd) -> Sshd:
-    return make_sshd()
 
 
 @pytest.fixture
@@ -63,6 +41,6 @@ def connect() -> Iterator[Connect]:
         yield make
 
 
-def spec_of(sshd: Sshd, **changes: Any) -> PodSpec:
+def spec_of(sshd: Sshd, **changes: Any) -> PodSpec:  # noqa: F811
     given = {"ssh": sshd.target, "host_key": sshd.host_key, "identity": str(sshd.identity), **changes}
     return PodSpec(**{k: v for k, v in given.items() if v is not None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import socket
 from dataclasses import replace
@@ -19,6 +21,7 @@ from orchestrator.supervisor.bounded import BoundedCaller, StillBusyError
 from orchestrator.supervisor.hands import busy_devices, free_port, parse_uuids
 from orchestrator.supervisor.journal import Journal, parse_events
 from orchestrator.supervisor.leftovers import leftovers
+from orchestrator.supervisor.memory import Memory
 from orchestrator.supervisor.orders import make_orders
 from orchestrator.supervisor.seen import RequestSeen
 from orchestrator.supervisor.spec import RunSpec, parse_spec
@@ -108,10 +111,35 @@ def test_attempt_numbers_are_never_used_twice(tmp_path: Path) -> None:
     assert journal.memory.attempt == 7
 
 
-@given(st.binary(max_size=400))
-def test_any_bytes_give_events_or_nothing(raw: bytes) -> None:
-    parse_events(raw)
-    parse_events(b'{"seq":1,"ts":2,"attempt":1,"who":"x","what":"state","to":"dancing"}\n' + raw)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+NEARLY = st.fixed_dictionaries(
+    {"seq": ANYTHING | st.just(7), "ts": ANYTHING | st.just(2.5), "attempt": ANYTHING | st.just(1)},
+    optional={
+        "who": ANYTHING | st.just("x"), "what": ANYTHING | st.sampled_from(["state", "stage", "restart", "halt"]),
+        "why": ANYTHING, "to": ANYTHING | st.just("running"), "from": ANYTHING, "more": ANYTHING,
+        "data": ANYTHING | st.dictionaries(
+            st.sampled_from(["backoff_s", "base_step", "rank", "request", "spent", "tree", "argv", "once"]),
+            ANYTHING | st.just(10**400),
+        ),
+    },
+).map(lambda row: json.dumps(row).encode())  # fmt: skip
+FIRST = b'{"seq":1,"ts":2,"attempt":1,"who":"x","what":"state","to":"dancing"}\n'
+
+
+@given(st.binary(max_size=400) | NEARLY)
+def test_any_bytes_give_events_that_can_be_remembered_or_nothing(raw: bytes) -> None:
+    first, *others = parse_events(FIRST + raw)
+    assert first.to == "dancing" and repr(others) == repr(parse_events(raw))
+    memory = Memory()
+    for event in (first, *others):
+        assert type(event.seq) is int and isinstance(event.who + event.what + event.why, str)
+        memory = memory.apply(event)
+    assert memory.state is None or isinstance(memory.state, RunState)
+    assert 0 <= memory.backoff_s < math.inf and type(memory.attempt) is int
 
 
 def test_a_disk_that_refuses_delays_events_and_loses_none(tmp_path: Path) -> None:

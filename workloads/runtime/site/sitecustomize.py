@@ -54,6 +54,9 @@ def _hand_on() -> None:
 if __name__ == "sitecustomize":
     try:  # noqa: SIM105
         _register()
-    except Exception:  # the user's program must start, whatever is wrong with our file
+    except Exception:
+        # The user's program must start, whatever is wrong with our file (a full disk, a link in its place, a Python
+        # without faulthandler), and print nothing of ours. It is not hidden: a dump looks whether the program has that
+        # file open; of one that has not it says "no faulthandler" and looks from outside (`pods.remote.stackdump`).
         pass
     _hand_on()
