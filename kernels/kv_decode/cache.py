@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kernels.device import runs_triton
 from kernels.kv_decode.reference import full
 from kernels.kv_decode.slots import fitting, put, to_the_end, to_the_front
 
@@ -60,7 +59,10 @@ class KVCache:
         self.v = torch.empty(batch, kv_heads, capacity, sizes["v_head_dim"], dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         self.longest = 0
-        self._refused = torch.zeros(batch, dtype=torch.int32, device=device)  # tokens that a row had no room for
+        self._refused = torch.zeros(batch, dtype=torch.int32, device=device)  # by append
+        self._overflow = torch.zeros(
+            4, dtype=torch.int32, device=device
+        )  # by a plan: row + 1, length, capacity, tokens
         self._plans: dict[tuple[object, ...], DecodePlan] = {}
 
     @property
@@ -101,8 +103,6 @@ class KVCache:
         Token i of row b is at place lengths[b] + i and sees, when causal, the places up to its own. With `counts` the
         rest of a row is padding: neither stored nor seen, and its output is 0. Scale None: 1/sqrt(D).
         """
-        from kernels.kv_decode import api
-
         self._check_new(k_BKTD, v_BKTE)
         if q_BHTD.dim() != 4 or (q_BHTD.shape[0], *q_BHTD.shape[2:]) != (self.batch, *k_BKTD.shape[2:]):
             raise ValueError(f"q {tuple(q_BHTD.shape)} does not fit k {tuple(k_BKTD.shape)}: [B, H, T, D] is needed")
@@ -110,19 +110,13 @@ class KVCache:
         longest, counts = self._room(tokens, counts)
         if counts is not None:
             out_BHTE = self._attend_ragged(q_BHTD, k_BKTD, v_BKTE, scale, causal, counts)
-        elif tokens == 1 and runs_triton(self.k):
-            out_BHTE = torch.empty_like(q_BHTD[..., :1].expand(-1, -1, -1, self.v.shape[3]))
-            self._plan(q_BHTD, scale, causal).run(q_BHTD, k_BKTD, v_BKTE, self.k, self.v, self.lengths, out=out_BHTE)
-            self.lengths.add_(1).clamp_(max=self.capacity)  # a full row stays as it is; the plan remembers it
         else:
-            result, _ = api.attention_with_kv_cache(
-                q_BHTD, k_BKTD, v_BKTE, (self.k, self.v), self.lengths, scale=scale, causal=causal, check=False
-            )
-            assert isinstance(result, Tensor)
-            out_BHTE = result
-            fits = self.lengths <= self.capacity - tokens
-            self.lengths.add_(fits * tokens)
-            self._refused.masked_fill_(~fits, tokens)
+            out_BHTE = q_BHTD.new_empty(*q_BHTD.shape[:3], self.v.shape[3])
+            if out_BHTE.numel() == 0:
+                return out_BHTE
+            plan = self._plan(q_BHTD, scale, causal)
+            plan.run(q_BHTD, k_BKTD, v_BKTE, self.k, self.v, self.lengths, out=out_BHTE)
+            self._advance(tokens)
         self.longest = longest
         return out_BHTE
 
@@ -181,15 +175,17 @@ class KVCache:
         Also when a length cannot be, or (`values`) a valid slot is not finite. Clears what it raised; makes `longest`
         exact. Waits for the device once: call it every so many steps.
         """
-        lengths, refused = torch.stack((self.lengths, self._refused)).tolist()
+        found = torch.cat((self.lengths, self._refused, self._overflow)).tolist()
+        lengths, refused, (marked, held, capacity, more) = found[: self.batch], found[self.batch : -4], found[-4:]
         self._refused.zero_()
+        self._overflow.zero_()
+        if marked:
+            raise ValueError(full(marked - 1, held, more, capacity))
         for row, (length, tokens) in enumerate(zip(lengths, refused, strict=True)):
             if tokens:
                 raise ValueError(full(row, length, tokens, self.capacity))
             if not 0 <= length <= self.capacity:
                 raise ValueError(f"row {row} has a length of {length}: the capacity is {self.capacity}")
-        for plan in self._plans.values():
-            plan.check()
         self.longest = max(lengths)
         for row, length in enumerate(lengths if values else ()):
             if not (self.k[row, :, :length].isfinite().all() and self.v[row, :, :length].isfinite().all()):
@@ -263,25 +259,38 @@ class KVCache:
         assert isinstance(out_BHTE, Tensor)
         return to_the_front(out_BHTE, taken)
 
+    def _advance(self, tokens: int) -> None:
+        """After a plan has appended: a row that was full stays as it is (the plan's flag remembers it)."""
+        if tokens == 1:
+            self.lengths.add_(1).clamp_(max=self.capacity)
+        else:
+            self.lengths.add_((self.lengths <= self.capacity - tokens) * tokens)
+
     def _plan(self, q_BHTD: Tensor, scale: float | None, causal: bool) -> DecodePlan:
+        """The plan of a decode step is kept; one of a prefill is made for its length."""
         from kernels.kv_decode.plan import DecodePlan
 
-        key = (q_BHTD.shape[1], scale, causal)
-        if key not in self._plans:
-            _, kv_heads, capacity, head_dim = self.k.shape
-            self._plans[key] = DecodePlan(
-                self.batch,
-                q_BHTD.shape[1],
-                kv_heads,
-                head_dim,
-                capacity,
-                v_head_dim=self.v.shape[3],
-                dtype=self.k.dtype,
-                device=self.k.device,
-                scale=scale,
-                causal=causal,
-            )
-        return self._plans[key]
+        _, heads, tokens, head_dim = q_BHTD.shape
+        key = (heads, scale, causal)
+        if tokens == 1 and key in self._plans:
+            return self._plans[key]
+        plan = DecodePlan(
+            self.batch,
+            heads,
+            self.k.shape[1],
+            head_dim,
+            self.capacity,
+            v_head_dim=self.v.shape[3],
+            queries=tokens,
+            dtype=self.k.dtype,
+            device=self.k.device,
+            scale=scale,
+            causal=causal,
+            overflow=self._overflow,
+        )
+        if tokens == 1:
+            self._plans[key] = plan
+        return plan
 
 
 def _check_counts(counts: list[int], tokens: int) -> None:

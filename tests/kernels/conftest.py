@@ -50,10 +50,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="package", autouse=True)
 def _interpreted() -> Iterator[None]:
+    threads = torch.get_num_threads()
     if INTERPRET:
         os.environ[VARIABLE] = "1"
+        torch.set_num_threads(1)  # tensors of a few kB: threads only wait for one another on a loaded machine
     yield
     _set(BEFORE)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
