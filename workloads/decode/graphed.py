@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.kv_decode.cache import KVCache
+from kernels.kv_decode.plan import choose_backend
 from workloads.decode.steps import Step, plain_step
 from workloads.models.decoder import Decoder
 
@@ -21,12 +22,14 @@ WARM_UP = 2
 
 
 def graphed_step(model: Decoder, caches: Sequence[KVCache]) -> Step:
-    """A `Step` that replays. ValueError when the caches are not on a CUDA device.
+    """A `Step` that replays. ValueError where the caches do not go through Triton on a CUDA device: what the host
+    computes cannot be captured.
 
     The logits that a step returns are overwritten by the next one.
     """
-    if not caches[0].k.is_cuda:
-        raise ValueError(f"a CUDA graph needs the model on a CUDA device, not on {caches[0].k.device}")
+    k = caches[0].k
+    if not k.is_cuda or choose_backend(k, k.dtype) != "triton":
+        raise ValueError(f"a CUDA graph needs Triton's kernels (fp16 or bf16 on CUDA), not {k.dtype} on {k.device}")
     return _GraphedStep(model, caches)
 
 
