@@ -12,12 +12,12 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+from workloads.contract.codehash import SUFFIXES
 from workloads.contract.errors import LocalError
 from workloads.contract.files import fsync_dir
 from workloads.contract.rundir import STAGED_PREFIX, OrchHome
 
 PACKAGES = ("orchestrator", "pods", "workloads", "kernels")
-SUFFIXES = frozenset({".py", ".yaml", ".json"})
 
 
 def source_root() -> Path:

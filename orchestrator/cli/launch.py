@@ -55,25 +55,13 @@ def launch(
     json: Json = False,
 ) -> None:
     """Start a run of JOB, or of any command: `orch launch --name mine -- python my_train.py --lr 3e-4`."""
-    import os
-
     cwd = Path.cwd()
     loaded = _load(job, ctx.obj, sets or [], name, pods or [], cwd)
-    from orchestrator.jobs.launch import prepare
     from orchestrator.runs.waiting import Live
 
     began = time.monotonic()
     live = Live(silent=json or dry_run)
-    on_time = _stages(live)
-    try:
-        prepared = prepare(
-            loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=on_time,
-            say=lambda text: live.status(f"    {text}", time.monotonic()),
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        live.line("")
-        hint("interrupted; nothing was submitted")
-        raise
+    prepared = prepare_run(loaded, live, cwd, run_id)
     try:
         if dry_run:
             plan = prepared.plan
@@ -81,14 +69,31 @@ def launch(
             return
         for warning in prepared.plan.warnings:
             hint(f"warning: {warning}")
-        run = _submit(prepared, on_time, json=json, quiet=json and follow)
+        run = submit_run(prepared, stages(live), json=json, quiet=json and follow)
         if follow:
             raise typer.Exit(_follow(run, began, json=json))
     finally:
         prepared.close()
 
 
-def _stages(live: Live) -> OnTime:
+def prepare_run(loaded: LoadedJob, live: Live, cwd: Path, run_id: str | None = None) -> Prepared:
+    """The plan of a launch, while `live` tells how far the looking is. Ctrl-C: nothing was submitted."""
+    import os
+
+    from orchestrator.jobs.launch import prepare
+
+    try:
+        return prepare(
+            loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=stages(live),
+            say=lambda text: live.status(f"    {text}", time.monotonic()),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        live.line("")
+        hint("interrupted; nothing was submitted")
+        raise
+
+
+def stages(live: Live) -> OnTime:
     from orchestrator.runs.render import duration
 
     return lambda stage, seconds: live.line(f"  {stage:<16} {duration(seconds)}")
@@ -113,7 +118,8 @@ def _load(
     return load_job(str(job), sets=sets, name=name, pods=pods, cwd=cwd)
 
 
-def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> Source:
+def submit_run(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> Source:
+    """Carry the plan out and tell it, unless `quiet`; the run, to be followed."""
     from orchestrator.jobs.launch import is_there, submit
 
     run = prepared.run
@@ -121,7 +127,7 @@ def _submit(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> 
         created = submit(prepared, on_time)
     except KeyboardInterrupt:
         if is_there(prepared):
-            _goes_on(run.run_id)
+            goes_on(run.run_id)
         else:
             hint("interrupted; nothing was submitted")
         raise
@@ -177,7 +183,7 @@ def _follow(run: Source, began: float, *, json: bool) -> CliExit:
         view = follow(run, live)
     except KeyboardInterrupt:
         live.line("")
-        _goes_on(run.run.run_id)
+        goes_on(run.run.run_id)
         return CliExit.INTERRUPTED
     took = time.monotonic() - began
     if json:
@@ -187,7 +193,7 @@ def _follow(run: Source, began: float, *, json: bool) -> CliExit:
     return exit_code(view)
 
 
-def _goes_on(run_id: str) -> None:
+def goes_on(run_id: str) -> None:
     hint(
         f"detached; run {run_id} goes on\n"
         f"  orch logs {run_id} -f   follow it\n"

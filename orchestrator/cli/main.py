@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import control, launch, look, machine, pods, pull, reach
+from orchestrator.cli import control, launch, look, machine, parity, pods, pull, reach
 from orchestrator.cli.blocks import block_of, is_usage_error
 from orchestrator.cli.shared import private
 from workloads.contract.errors import ErrorGroup, OrchError
@@ -31,6 +31,7 @@ COMMANDS = (
     control.resume,
     look.runs,
     pull.pull,
+    parity.parity,
     machine.doctor,
     machine.down,
     reach.forward,

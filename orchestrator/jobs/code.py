@@ -38,6 +38,12 @@ def code_state(directory: Path) -> CodeState:
     return CodeState(head.decode("ascii", "replace").strip(), bool(diff or changed), diff)
 
 
+def own_code_state(root: Path) -> CodeState:
+    """Of orch's own code in `root`: an empty state where that was installed, whatever repository lies around it."""
+    tracked = _git(root, "ls-files", "--error-unmatch", "pods/tree.py", limit=200)
+    return CodeState() if tracked is None else code_state(root)
+
+
 def _git(directory: Path, *args: str, limit: int) -> bytes | None:
     """At most `limit` bytes of git's answer (`CUT` behind a difference that was longer); None when it has none."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.inventory.findings import judge
 from orchestrator.jobs.interpreter import Interpreter
 from orchestrator.jobs.jobfile import LoadedJob
+from orchestrator.jobs.parity import verdicts_on
 from orchestrator.jobs.site import OnStage, Say, Survey, rank_env
 from pods.access import open_pod
 from pods.environment.ensure import ensure_environment, ensure_python
@@ -75,6 +76,7 @@ class FarSite:
             cwd=code.cwd or told(login, "HOME", str, self.name), env=rank_env(login, rank.path), rank_python=rank,
             orch_python=orch, brings=tuple(self._brings()), snapshot=code.snapshot.id if code.snapshot else None,
             there=told(look, "run", dict, self.name).get("there") is True,
+            verdicts=verdicts_on(self.pod) if "parity" in job.require else (),
             notes=(*_preflight(self.name, facts), *(notes(code.snapshot, job.command or ()) if code.snapshot else ())),
         )  # fmt: skip
 

@@ -71,6 +71,15 @@ def command_job(
     return replace(loaded, spec=loaded.spec.model_copy(update={"command": list(argv)}))
 
 
+def made_job(
+    data: Mapping[str, Any], source: str, *, name: str | None, sets: Sequence[str] = (), pods: Sequence[str] = ()
+) -> LoadedJob:
+    """A job that a command makes of its own arguments; `source` is that command, as a person would type it."""
+    overrides, errors = _overrides(sets, name, pods)
+    loaded = _check(data, overrides, YamlDoc(dict(data), {}, COMMAND_LINE), errors, source)
+    return loaded
+
+
 def _overrides(sets: Sequence[str], name: str | None, pods: Sequence[str]) -> tuple[list[Override], list[OrchError]]:
     found, errors = parse_overrides(sets)
     if pods:

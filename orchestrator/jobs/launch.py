@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.jobs.code import code_state
+from orchestrator.jobs.code import code_state, own_code_state
 from orchestrator.jobs.jobfile import LoadedJob
 from orchestrator.jobs.place import choose_pod
 from orchestrator.jobs.plan import LaunchContext, Plan, make_plan
@@ -22,6 +22,7 @@ from orchestrator.runs import index
 from pods.inventory import load_inventory
 from pods.pod import Pod, told
 from pods.remote.home import user_name
+from pods.tree import source_root
 from workloads.contract.config.inventory import PodSpec
 from workloads.contract.errors import IntegrityError, OrchError, RemoteError, UnreachableError, UsageError
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir, make_run_id
@@ -80,7 +81,9 @@ def prepare(
             run_id=chosen, source=loaded.source, created=now, operator=f"{user_name()}@{platform.node()}",
             uid=seen.uid, home=seen.home, tree=seen.tree, cwd=seen.cwd, env=seen.env,
             rank_python=seen.rank_python, orch_python=seen.orch_python, orch_version=_orch_version(),
-            code=code_state(cwd), notes=seen.notes, brings=seen.brings, snapshot=seen.snapshot, where=loaded.where,
+            code=own_code_state(source_root()) if spec.kind == "parity" else code_state(cwd), notes=seen.notes,
+            brings=seen.brings, snapshot=seen.snapshot, where=loaded.where,
+            verdicts=seen.verdicts,
         )  # fmt: skip
         plan = make_plan(spec, inventory, {name: seen.facts}, context)
     except BaseException:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 from pods.facts import PodFacts
 from workloads.contract.config.inventory import Inventory, PodSpec
-from workloads.contract.config.job import JobSpec
+from workloads.contract.config.job import JobSpec, Resources
 from workloads.contract.errors import LocalError, SpecError
 
 Where = Callable[[str], str]
@@ -60,11 +61,16 @@ def _pods(where: Where, pod: str) -> str:
 
 def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Placement:
     """Ranks, GPUs and CPUs on `pod`; `auto` resolved."""
-    asked = spec.resources
+    asked = _one_device(spec) if spec.kind == "parity" else spec.resources
     if facts.gpu_error and asked.gpus_per_rank != 0:
         raise LocalError(
             "E-PLAN-004", f"the GPUs of pod {pod} cannot be listed: {facts.gpu_error}", where=where("resources"),
             fix="repair nvidia-smi, or run without GPUs: --set resources.gpus_per_rank=0",
+        )  # fmt: skip
+    if spec.kind == "parity" and spec.parity.device == "cuda" and not facts.gpus:
+        raise SpecError(
+            "E-PLAN-014", f"parity was asked for on a GPU, and pod {pod} has none", where=where("parity.device"),
+            value="cuda", expected="device: auto or cpu (Triton's interpreter)", fix="--set parity.device=cpu",
         )  # fmt: skip
     found = len(facts.gpus)
     per_rank = (1 if found else 0) if asked.gpus_per_rank == "auto" else asked.gpus_per_rank
@@ -73,6 +79,12 @@ def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Place
     _refuse_gpus(place, facts, where)
     _refuse_cpus(place, facts, where)
     return place
+
+
+def _one_device(spec: JobSpec) -> Resources:
+    """A parity run is one rank, on a GPU where there is one unless the job says otherwise."""
+    wanted: Literal["auto"] | int = {"auto": spec.resources.gpus_per_rank, "cpu": 0, "cuda": 1}[spec.parity.device]
+    return spec.resources.model_copy(update={"ranks": 1, "gpus_per_rank": wanted})
 
 
 def _refuse_gpus(place: Placement, facts: PodFacts, where: Where) -> None:

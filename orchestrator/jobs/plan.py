@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.jobs import sizes
 from orchestrator.jobs.code import CodeState
 from orchestrator.jobs.interpreter import Interpreter
+from orchestrator.jobs.parity import Verdicts, prove
 from orchestrator.jobs.place import Placement, Where, choose_pod, place_ranks
 from orchestrator.jobs.rules import batch_rules, interval_beyond_end, warmup_beyond_end
 from pods.clusterid import cluster_id
@@ -27,6 +28,10 @@ MIN_HOME_MIB = 1024
 MIN_SHM_MIB = 256
 MIN_PYTHON = (3, 11)
 LOOPBACK = "127.0.0.1"
+_MODULE: Mapping[str, tuple[str, ...]] = {
+    "train": ("-m", "workloads.train"),
+    "parity": ("-P", "-m", "workloads.parity"),  # the kernels judged are those of the run's tree, whatever lies in cwd
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class LaunchContext:
     brings: tuple[str, ...] = ()  # what travels to a pod over SSH before anything else, in words
     snapshot: str | None = None  # id of the code that travels
     where: Where = field(default=lambda path: path, compare=False)
+    verdicts: Verdicts = ()  # of parity runs on the pod
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Plan:
     argv: tuple[str, ...]
     cluster: str
     warnings: tuple[str, ...]
+    proof: str | None = None  # what the job requires of the pod, and that it is so
 
     @property
     def run_id(self) -> str:
@@ -114,6 +121,7 @@ class Plan:
             f"{p.cpus_per_rank} CPU{'s' * (p.cpus_per_rank > 1)}, {p.gpus_per_rank} GPU{'s' * (p.gpus_per_rank != 1)}"
         )
         return [
+            *([self.proof] if self.proof else []),
             *c.brings,
             f"orch's own files are copied to {c.tree}, if they are not there",
             f"the run directory {c.home.runs / c.run_id} is made: from here on the run is submitted",
@@ -129,6 +137,8 @@ class Plan:
         again = f"a rank that dies is started again, at most {restart.max} times without a new step"
         if self.spec.kind == "command":
             return [again]
+        if self.spec.kind == "parity":
+            return [*self._parity(), "an attempt that dies is started again and goes on behind the cells that are done"]
         spec, checkpoint = self.spec, self.spec.checkpoint
         when = [f"every {checkpoint.every_steps} steps"] if checkpoint.every_steps else []
         when += [f"every {checkpoint.every_s:g} s"] if checkpoint.every_s else []
@@ -137,6 +147,15 @@ class Plan:
             f"{sizes.short(sizes.parameters(spec.model))} parameters on {spec.data.source}",
             f"a checkpoint {' and '.join([*when, 'at the end'])}; the newest {checkpoint.keep} are kept",
             again,
+        ]
+
+    def _parity(self) -> list[str]:
+        asked, gpu = self.spec.parity, self.placement.gpus > 0
+        which = f"cell {asked.only} of" if asked.only else f"{'the whole matrix' if asked.full else 'the matrix'} of"
+        return [
+            f"{which} {', '.join(asked.suites)}: Triton {'on the GPU' if gpu else 'in its interpreter on the CPU'} "
+            f"against the reference, seed {asked.seed}",
+            "a row a cell; at the end a table and a verdict, go or no-go",
         ]
 
     def render(self) -> str:
@@ -167,9 +186,23 @@ def make_plan(spec: JobSpec, inventory: Inventory, facts: Mapping[str, PodFacts]
     if spec.kind == "train":
         raise_all([b.error("JOB", context.where(b.path)) for b in batch_rules(spec, placement.ranks)])
     _refuse_disk(spec, pod_spec, here, context)
-    argv = spec.command or [context.rank_python.path, "-m", "workloads.train"]
+    argv = spec.command or [context.rank_python.path, *_MODULE[spec.kind]]
     cluster = cluster_id([pod], context.uid, context.home, context.orch_python.ray or "none")
-    return Plan(spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context))
+    proof = _proof(spec, placement, pod_spec, here, context)
+    return Plan(spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context), proof)
+
+
+def _proof(
+    spec: JobSpec, placement: Placement, pod_spec: PodSpec, facts: PodFacts, context: LaunchContext
+) -> str | None:
+    if "parity" not in spec.require:
+        return None
+    words = ["orch parity", *([] if pod_spec.local else [f"--pod {placement.pod}"])]
+    words += [f"--python {shlex.quote(spec.python)}"] if spec.python else []
+    return prove(
+        placement.pod, command=" ".join(words), facts=facts, python=context.rank_python, gpus=placement.gpus,
+        verdicts=context.verdicts,
+    )  # fmt: skip
 
 
 def _refuse_root(pod: str, pod_spec: PodSpec, context: LaunchContext) -> None:
@@ -199,22 +232,30 @@ def _refuse_python(spec: JobSpec, pod: str, pod_spec: PodSpec, context: LaunchCo
                 fix="give the path of an interpreter: --set python=/usr/bin/python3",
             )  # fmt: skip
         old = _version(python.version) < MIN_PYTHON
-        if old and (python is context.orch_python or spec.kind == "train"):
+        if old and (python is context.orch_python or spec.kind != "command"):
             raise kind(
                 "E-PLAN-009", f"the Python for {area} is too old{there}", where=python.path, value=python.version,
                 expected="3.11 or 3.12", fix="install Python 3.12 and orch in it",
             )  # fmt: skip
     missing = [] if context.orch_python.ray else [("Ray", context.orch_python)]
-    if spec.kind == "train" and not context.rank_python.torch:
+    if spec.kind != "command" and not context.rank_python.torch:
         missing.append(("torch", context.rank_python))
+    elif spec.kind == "parity" and context.rank_python.torch_version and not context.rank_python.triton_version:
+        missing.append(("triton", context.rank_python))
     if missing:
         what, python = missing[0]
         raise kind(
             "E-PLAN-010", f"{what} is not installed for this Python{there}", where=python.path,
-            fix=f"{python.path} -m pip install 'orch-runs[pod]'"
-            if pod_spec.local
-            else f"name no `python`: orch then makes an environment (orch pods bootstrap {pod})",
+            fix=_install(what, python.path, pod, pod_spec),
         )  # fmt: skip
+
+
+def _install(what: str, python: str, pod: str, pod_spec: PodSpec) -> str:
+    if what == "triton":  # CUDA builds of torch bring it, CPU builds do not
+        return f"{'' if pod_spec.local else f'orch pods exec {pod} -- '}{python} -m pip install triton"
+    if pod_spec.local:
+        return f"{python} -m pip install 'orch-runs[pod]'"
+    return f"name no `python`: orch then makes an environment (orch pods bootstrap {pod})"
 
 
 def _version(text: str) -> tuple[int, ...]:

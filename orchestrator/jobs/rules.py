@@ -16,17 +16,16 @@ RESERVED_ENV = frozenset(
     }
 )  # fmt: skip
 FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
-TRAIN_ONLY = ("model", "data", "train")
+ONLY_FOR = {"model": "train", "data": "train", "train": "train", "parity": "parity"}
+"""Parts of a job that one kind alone has."""
 
 LATER = {
     "health": "health rules of one's own",
-    "require": "requirements of pods",
     "logs": "limits of logs",
     "resources.min_ranks": "runs with fewer ranks than asked for",
     "resources.spares": "spare ranks",
     "checkpoint.replicate": "copies of checkpoints on other pods",
     "kind=decode": "decoding",
-    "kind=parity": "parity measurements",
     "kind=bench": "benchmarks",
     "data.source=hub": "data from the hub",
     "data.source=parquet": "Parquet data",
@@ -51,9 +50,10 @@ def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
 
     `shortened`: train.steps came from the command line. A run made short to try it keeps the rest of its recipe.
     """
-    found = _environment(spec)
-    if spec.kind == "command":
-        found += _no_effect(spec)
+    found = _environment(spec) + _no_effect(spec)
+    if spec.kind == "parity":
+        found += _one_rank(spec)
+    if spec.kind != "train":
         return found
     steps = spec.train.steps
     if warmup_beyond_end(spec) and not shortened:
@@ -133,7 +133,24 @@ def _environment(spec: JobSpec) -> list[Broken]:
 
 def _no_effect(spec: JobSpec) -> list[Broken]:
     return [
-        Broken(part, f"{part} has no effect on kind `command`", "kind: train", f"remove `{part}`")
-        for part in TRAIN_ONLY
-        if part in spec.model_fields_set
+        Broken(part, f"{part} has no effect on kind `{spec.kind}`", f"kind: {kind}", f"remove `{part}`")
+        for part, kind in ONLY_FOR.items()
+        if kind != spec.kind and part in spec.model_fields_set
     ]
+
+
+def _one_rank(spec: JobSpec) -> list[Broken]:
+    """A parity run is one rank on one device."""
+    asked = spec.resources
+    found = []
+    if asked.ranks not in ("auto", 1):
+        what = "a parity run is one rank"
+        found.append(Broken("resources.ranks", what, "1", "ranks: 1   (or remove the key)", asked.ranks))
+    most = 0 if spec.parity.device == "cpu" else 1
+    if asked.gpus_per_rank != "auto" and asked.gpus_per_rank > most:
+        what = f"a parity run on device `{spec.parity.device}` takes at most {most} GPU{'s' * (most != 1)}"
+        found.append(Broken("resources.gpus_per_rank", what, f"at most {most}", "remove the key", asked.gpus_per_rank))
+    if asked.gpus_per_rank == 0 and spec.parity.device == "cuda":
+        what = "parity.device is cuda, and resources.gpus_per_rank leaves no GPU"
+        found.append(Broken("parity.device", what, "device: cpu, or a GPU", "device: cpu", "cuda"))
+    return found

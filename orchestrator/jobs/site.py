@@ -15,6 +15,7 @@ from typing import Protocol
 
 from orchestrator.jobs.interpreter import Interpreter, look
 from orchestrator.jobs.jobfile import LoadedJob
+from orchestrator.jobs.parity import Verdicts, verdicts_on
 from pods.facts import PodFacts, local_facts
 from pods.pod import LocalPod, Pod
 from pods.remote.home import DEFAULT_PATH, login_env
@@ -45,6 +46,7 @@ class Survey:
     brings: tuple[str, ...] = ()  # what travels there first, in words
     snapshot: str | None = None  # id of the code that travels
     there: bool = False  # the run directory exists already
+    verdicts: Verdicts = ()  # of parity runs there; looked for when the job requires them
     notes: tuple[str, ...] = field(default=())
 
 
@@ -74,6 +76,7 @@ class LocalSite:
             facts=local_facts(self.home, rank.path), home=self.home, uid=os.getuid(), tree=str(tree_path(self.home)),
             cwd=str(directory), env=local_env(job, rank.path, self.environ), rank_python=rank, orch_python=orch,
             there=self.home.run(run_id).run_json.exists(), notes=_notes(job, directory),
+            verdicts=verdicts_on(self.pod) if "parity" in job.require else (),
         )  # fmt: skip
 
     def bring(self, on_stage: OnStage) -> None:

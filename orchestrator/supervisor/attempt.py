@@ -15,7 +15,7 @@ from orchestrator.supervisor.orders import make_orders
 from orchestrator.supervisor.spec import RunSpec
 from workloads.contract.beats import BEAT_VERSION, parse_beat
 from workloads.contract.files import append_line, atomic_write, atomic_write_json, read_tail, try_read_json
-from workloads.contract.records import as_wire
+from workloads.contract.records import RunVerdict, V, as_wire, from_wire
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import Phase
 
@@ -79,6 +79,17 @@ def archive_halt(run: RunDir, attempt: int) -> None:
     with contextlib.suppress(OSError):
         if run.anomaly_type.is_file():
             run.anomaly_type.replace(run.anomaly_type.with_name(f"{run.anomaly_type.name}.a{attempt}"))
+
+
+def verdict_of(run: RunDir, attempt: int) -> RunVerdict | None:
+    """What the ranks of this attempt answered, if they did: a verdict of an older one is old news."""
+    row = try_read_json(run.verdict)
+    if row is None or row.get("attempt") != attempt or row.get("v") != V:
+        return None
+    texts = [row.get(k) for k in ("run", "verdict", "why")]
+    if not all(isinstance(t, str) for t in texts) or not isinstance(row.get("ts"), int | float):
+        return None
+    return from_wire(RunVerdict, row)
 
 
 def halt_acks(run: RunDir, ranks: Sequence[int], attempt: int) -> list[dict[str, object]]:

@@ -155,6 +155,7 @@ class Engine:
             spawn_age_s=None if self._spawned is None else now - self._spawned,
             spawn_tries=self._spawn_tries,
             stopping=bool(memory.attempt) and self.run.stop_order(memory.attempt).exists(),
+            verdict=files.verdict_of(self.run, memory.attempt) if quiet and ranks else None,
         )
 
     def _halt(self) -> Halt | None:

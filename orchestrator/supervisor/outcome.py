@@ -1,8 +1,9 @@
 """How an attempt ended: rank records in, one outcome with one sentence out. Pure.
 
-Rules (contracts, "Rank exit"): all 0 is success; 77, 76 and a command that cannot be started fail at once; a leased
-device goes back to the queue; 75, a signal and a lost shim are worth a restart; the program's own non-zero is worth
-one only when a step was gained since the last start. With `.HALT` there is never a restart.
+Rules (contracts, "Rank exit"): all 0 is success; 77, 76 and a command that cannot be started fail at once, and so does
+78 beside a verdict of this attempt (without one it is the program's own); a leased device goes back to the queue; 75, a
+signal and a lost shim are worth a restart; the program's own non-zero is worth one only when a step was gained since
+the last start. With `.HALT` there is never a restart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import StrEnum
 from orchestrator.supervisor.seen import RankSeen
 from workloads.contract.errors import escape
 from workloads.contract.exitcodes import RankExit
-from workloads.contract.records import RankRecord
+from workloads.contract.records import RankRecord, RunVerdict
 
 TOGETHER_S = 10.0  # deaths this close may be one cause and its echo
 OURS = frozenset({"halt-term", "halt-kill", "stopped"})
@@ -25,6 +26,7 @@ EXIT_WORDS: dict[int, str] = {
     RankExit.STALE_EPOCH: "stopped because a newer attempt owns the run (exit code 76)",
     RankExit.REFUSED: "refused its configuration or checkpoint (exit code 77)",
 }
+GO, NO_GO = "go", "no-go"
 
 
 class Ended(StrEnum):
@@ -104,23 +106,31 @@ def _from_outside(record: RankRecord | None) -> bool:
     )
 
 
-def judge(ranks: Sequence[RankSeen], *, halt: str | None) -> Outcome:
-    """What to do now that every rank is over. `halt`: the latched request, if any."""
+def judge(ranks: Sequence[RankSeen], *, halt: str | None, verdict: RunVerdict | None = None) -> Outcome:
+    """What to do now that every rank is over. `halt`: the latched request, if any; `verdict`: of this attempt."""
     codes = {r.rank: r.finished.exit_code for r in ranks if r.finished is not None}
     for code in (RankExit.REFUSED, RankExit.STALE_EPOCH):
         for seen in ranks:
             if codes.get(seen.rank) == code:
                 return Outcome(Ended.FAILED, sentence(seen))
+    if verdict is not None and verdict.verdict == NO_GO and RankExit.NO_GO in codes.values():
+        return Outcome(Ended.FAILED, _answer(verdict))
     for seen in ranks:
         if seen.finished is None or (seen.finished.pid is None and seen.finished.cause != "lease-busy"):
             return Outcome(Ended.HALTED if halt else Ended.FAILED, _with_halt(halt, sentence(seen)))
     first = first_bad(ranks)
     if first is None:
         n = len(ranks)
+        if verdict is not None and verdict.verdict == GO:
+            return Outcome(Ended.SUCCEEDED, _answer(verdict))
         return Outcome(Ended.SUCCEEDED, f"all {n} ranks ended well" if n > 1 else "the rank ended well")
     if halt:
         return _judge_halt(ranks, halt)
     return _judge_death(ranks, first)
+
+
+def _answer(verdict: RunVerdict) -> str:
+    return f"{verdict.verdict}: {escape(verdict.why, 300)}"
 
 
 def _judge_halt(ranks: Sequence[RankSeen], halt: str) -> Outcome:

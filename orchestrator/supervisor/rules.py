@@ -146,7 +146,7 @@ def _sent_by_us(rank: RankSeen) -> bool:
 
 def _finish(s: Seen, halt: str | None) -> list[Action]:
     """Every rank is over: look for strays, then say how the attempt ended."""
-    outcome = judge(s.ranks, halt=halt)
+    outcome = judge(s.ranks, halt=halt, verdict=s.verdict)
     if outcome.how not in (Ended.SUCCEEDED, Ended.HALTED, Ended.FAILED):
         return [_restart(s, outcome)]
     if s.strays is None:

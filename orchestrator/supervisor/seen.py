@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.supervisor.memory import Memory
 from workloads.contract.haltfile import Halt
-from workloads.contract.records import RankRecord
+from workloads.contract.records import RankRecord, RunVerdict
 from workloads.contract.states import RunState
 
 
@@ -97,6 +97,7 @@ class Seen:
     spawn_age_s: float | None = None  # since this supervisor last asked for shims
     spawn_tries: int = 0
     stopping: bool = False  # stop.json of this attempt lies there
+    verdict: RunVerdict | None = None  # what rank 0 of this attempt answered; looked at once every rank is quiet
 
 
 # what may be done; each is carried out whole, or tried again at the next look

@@ -19,6 +19,7 @@ MODULES = {
     "files": "pods.remote.files",
     "home": "pods.remote.home",
     "mirror": "pods.remote.mirror",
+    "parity": "pods.remote.parity",
     "runs": "pods.remote.runs",
     "secrets": "pods.remote.secrets",
 }

@@ -20,9 +20,11 @@ LOGIN_KEYS = ("HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "SHELL", "TMPDIR")
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 _ASK = """
 import importlib.metadata as m, importlib.util as u, json, platform
-try: ray = m.version("ray") if u.find_spec("ray") else None
-except m.PackageNotFoundError: ray = None
-print("\\n" + json.dumps([platform.python_version(), ray, u.find_spec("torch") is not None]))
+def of(name):
+    try: return m.version(name) if u.find_spec(name) else None
+    except m.PackageNotFoundError: return None
+has_torch = u.find_spec("torch") is not None
+print("\\n" + json.dumps([platform.python_version(), of("ray"), has_torch, of("torch"), of("triton")]))
 """
 
 
@@ -44,18 +46,23 @@ def user_name() -> str:
 
 
 def interpreter(python: str) -> dict[str, Any]:
-    """{path, version, ray, torch}: asked of the interpreter itself; version "" for one that cannot be run."""
+    """{path, version, ray, torch, torch_version, triton_version}: asked of the interpreter itself.
+
+    version "" for one that cannot be run; `torch`: whether there is one; None for what is not there.
+    """
     path = os.path.expanduser(python) if "/" in python else shutil.which(python) or python  # noqa: PTH111  links kept
     path = os.path.abspath(path) if "/" in path else path  # noqa: PTH100  a venv is known by the path of its link
     row: dict[str, Any] = {"path": path, "version": "", "ray": None, "torch": False}
+    names = ("ray", "torch_version", "triton_version")
     try:
         done = subprocess.run(
             [path, "-s", "-c", _ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=INTERPRETER_S, check=True
         )
-        version, ray, torch = json.loads(done.stdout.strip().rpartition(b"\n")[2])
+        version, ray, torch, *versions = json.loads(done.stdout.strip().rpartition(b"\n")[2])
     except (OSError, ValueError, TypeError, subprocess.SubprocessError):
         return row
-    return {**row, "version": str(version), "ray": ray if isinstance(ray, str) else None, "torch": torch is True}
+    found = {k: v if isinstance(v, str) else None for k, v in zip(names, (ray, *versions), strict=True)}
+    return {**row, "version": str(version), **found, "torch": torch is True}
 
 
 def look(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:

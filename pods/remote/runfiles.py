@@ -46,12 +46,12 @@ _N = _NUMBER
 _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
     (re.compile(pattern, re.ASCII), Kind(group, grows))
     for pattern, group, grows in (
-        (_exactly(_RUN.events, _RUN.heartbeat(_N)), STATUS, True),
+        (_exactly(_RUN.events, _RUN.heartbeat(_N), _RUN.parity_rows), STATUS, True),
         (
             _exactly(
                 _RUN.status, _RUN.run_json, _RUN.resolved_config, _RUN.env_json, _RUN.epoch, _RUN.submissions,
                 _RUN.halt, _RUN.archived_halt(_N), _RUN.anomaly_type, _RUN.halt_ack(_N),
-                _RUN.rank_record(_N, _N), _RUN.stop_order(_N),
+                _RUN.rank_record(_N, _N), _RUN.stop_order(_N), _RUN.verdict, _RUN.parity_basis, _RUN.parity_cell,
             ),
             STATUS, False,
         ),
@@ -63,7 +63,10 @@ _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
             ),
             LOGS, True,
         ),
-        (_exactly(_RUN.ledger, _RUN.archived_ledger(_N), _RUN.code_diff), REST, True),
+        (_exactly(_RUN.parity_report), REST, False),
+        (
+            _exactly(_RUN.ledger, _RUN.archived_ledger(_N), _RUN.archived_parity_rows(_N), _RUN.code_diff), REST, True,
+        ),
         (_any_in(_RUN.stackdumps, _WORD), REST, True),
         (_any_in(_RUN.tensorboard, rf"({_WORD}/){{0,3}}{_WORD}"), REST, True),
     )

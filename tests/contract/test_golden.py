@@ -22,6 +22,7 @@ from workloads.contract.records import (
     HaltClocks,
     RankRecord,
     Request,
+    RunVerdict,
     ShimOrder,
     Status,
     as_wire,
@@ -49,6 +50,7 @@ SAMPLES: dict[str, Any] = {
     "Request": Request("halt", "me@here", T, "dinner", {"now": False}),
     "Ack": Ack(True, "supervisor", T, "", {"step": 7}),
     "HaltAck": HaltAck(RUN, 0, 1, 7, T, "step_00000007", "ab" * 32),
+    "RunVerdict": RunVerdict(RUN, 1, "no-go", "2 of 112 cells", T, {"cells": 112, "wrong": 2}),
 }  # fmt: skip
 EVENT = Event(3, T, 1, "supervisor", "state", "placed", "queued", "preparing", {"x": 1})
 BEAT = {

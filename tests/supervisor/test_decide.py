@@ -32,11 +32,12 @@ from orchestrator.supervisor.seen import (
     Transition,
 )
 from workloads.contract.haltfile import Halt
-from workloads.contract.records import Event, RankRecord
+from workloads.contract.records import Event, RankRecord, RunVerdict
 from workloads.contract.states import ENDED, RESUMABLE, TRANSITIONS, RunState
 
 LIMITS = Limits("train", 3, (0.0, 5.0, 30.0))
 HALT = Halt(False, "enough", "me", 1.0)
+NO = RunVerdict("r", 1, "no-go", "2 of 112 cells", 1.0)
 
 
 def record(rank: int = 0, *, code: int | None = None, signal: int | None = None, **more: object) -> RankRecord:
@@ -96,7 +97,7 @@ RECORDS = st.builds(
     lambda code, sig, cause, err, pid: replace(
         record(), exit_code=code, signal=sig, ended=100.0, cause=cause, error=err, pid=pid
     ),
-    st.sampled_from([0, 0, 0, 1, 75, 76, 77, None]),
+    st.sampled_from([0, 0, 0, 1, 75, 76, 77, 78, None]),
     st.sampled_from([None, None, 6, 9, 15]),
     st.sampled_from(["exited", "signalled", "spawn-failed", "lease-busy", "shim-lost", "halt-term", "stopped", None]),
     st.sampled_from([None, "no such file"]),
@@ -134,6 +135,7 @@ LOOKS = st.fixed_dictionaries(
         "spawn_age_s": st.sampled_from([None, 1.0, 30.0]),
         "spawn_tries": st.sampled_from([0, 6]),
         "stopping": st.booleans(),
+        "verdict": st.sampled_from([None, None, NO]),
     }
 )
 
@@ -234,6 +236,21 @@ def test_exit_codes() -> None:
     assert end(77, best_step=3).to == RunState.FAILED
     assert end(1, memory={"halt": "by me"}).to == RunState.FAILED
     assert end(0, memory={"halt": "by me"}).to == RunState.SUCCEEDED
+
+
+def test_an_answer_of_no_ends_the_run_and_is_its_reason() -> None:
+    def end(code: int, verdict: RunVerdict | None, **changes: object) -> Transition:
+        return only_transition(decide(seen(RunState.RUNNING, (ended(0, code=code),), verdict=verdict, **changes)))
+
+    go = RunVerdict("r", 1, "go", "112 cells", 1.0)
+    said_no = end(78, NO, best_step=112)
+    assert (said_no.to, said_no.why) == (RunState.FAILED, "no-go: 2 of 112 cells")
+    assert end(78, NO, memory={"halt": "by me"}).why == "no-go: 2 of 112 cells"
+    assert (end(0, go).to, end(0, go).why) == (RunState.SUCCEEDED, "go: 112 cells")
+    # without a verdict 78 is the program's own, and a verdict does not excuse a crash
+    assert end(78, None, best_step=112).to == RunState.RESUMING
+    assert end(78, None).why == "rank 0 ended with exit code 78" and end(78, go).to == RunState.FAILED
+    assert end(1, NO, best_step=112).to == RunState.RESUMING
 
 
 def test_the_cause_is_named_and_not_its_echo() -> None:

@@ -74,6 +74,24 @@ def test_a_program_that_fails_without_a_step_fails_the_run(make: Make) -> None:
     assert [e["data"]["lines"] for e in told] == [["boom \\x1b[2J"]]  # type: ignore[index]
 
 
+SAY = """
+import json, os, sys
+row = dict(v=1, run=os.environ['ORCH_RUN_ID'], attempt=int(os.environ['ORCH_ATTEMPT']) - {old}, verdict='{word}',
+           why='2 of 112 \\x1b[2J cells', ts=1.0)
+open(os.environ['ORCH_RUN_DIR'] + '/verdict.json', 'w').write(json.dumps(row))
+sys.exit({code})
+"""
+
+
+def test_a_verdict_of_this_attempt_is_the_reason(make: Make) -> None:
+    told = make(SAY.format(word="no-go", code=78, old=0)).until("failed")
+    assert (told["reason"], told["attempt"]) == ("no-go: 2 of 112 \\x1b[2J cells", 1)
+    assert make(SAY.format(word="go", code=0, old=0)).until("succeeded")["reason"] == "go: 2 of 112 \\x1b[2J cells"
+    assert make(SAY.format(word="go", code=0, old=1)).until("succeeded")["reason"] == "the rank ended well"
+    old = make(SAY.format(word="no-go", code=78, old=1)).until("failed")
+    assert old["reason"] == "rank 0 ended with exit code 78"
+
+
 def test_restarts_end_when_nothing_is_gained(make: Make) -> None:
     desk = make("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", restart={"max": 2, "backoff_s": [0]})
     status = desk.until("failed")

@@ -10,6 +10,7 @@ class RankExit(IntEnum):
     CHECKPOINTED = 75  # "resume me"; with `.HALT` present: halted
     STALE_EPOCH = 76  # a newer attempt owns the run
     REFUSED = 77  # the configuration or the checkpoint was refused; a restart cannot help
+    NO_GO = 78  # finished, and the answer is no; counts only beside a `verdict.json` of this attempt that says so
 
 
 class CliExit(IntEnum):

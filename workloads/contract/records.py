@@ -140,6 +140,19 @@ class Status:
 
 
 @dataclass(frozen=True)
+class RunVerdict:
+    """`verdict.json`: the answer of a run that asks a question (kind `parity`). Written by rank 0, last of all."""
+
+    run: str
+    attempt: int
+    verdict: str  # go, no-go
+    why: str  # 2 of 112 cells
+    ts: float
+    data: dict[str, Any] = field(default_factory=dict)  # cells, wrong, suites, full, code, environment, ...
+    v: int = V
+
+
+@dataclass(frozen=True)
 class Request:
     """`requests/<utc>-<verb>-<id>.json`."""
 

@@ -167,6 +167,35 @@ class RunDir:
         """Ledger rows that a resume cut off: steps of that attempt or older ones that were made again."""
         return self.path / f"ledger.a{attempt}.jsonl"
 
+    @property
+    def verdict(self) -> Path:
+        """`records.RunVerdict`: how a run that asks a question was answered."""
+        return self.path / "verdict.json"
+
+    # kind `parity`
+    @property
+    def parity_rows(self) -> Path:
+        """A line a cell, appended when it was judged: with `parity_basis` the checkpoint of a parity run."""
+        return self.path / "parity.jsonl"
+
+    def archived_parity_rows(self, attempt: int) -> Path:
+        """Rows of older attempts that were made with other code or on another device."""
+        return self.path / f"parity.a{attempt}.jsonl"
+
+    @property
+    def parity_basis(self) -> Path:
+        """What every row of `parity_rows` was made with: code, environment, seed. Rows count only with the same."""
+        return self.path / "parity_basis.json"
+
+    @property
+    def parity_cell(self) -> Path:
+        """The cell that is being judged, and how many attempts died in it."""
+        return self.path / "parity_cell.json"
+
+    @property
+    def parity_report(self) -> Path:
+        return self.path / "parity.md"
+
     # logs and dumps
     @property
     def logs(self) -> Path:
@@ -272,6 +301,12 @@ class OrchHome:
     def secrets(self) -> Path:
         """`{NAME: value}` (YAML, 0600): where secrets that are not in the environment are looked for."""
         return self.path / "secrets.yaml"
+
+    # on a pod
+    @property
+    def parity(self) -> Path:
+        """Verdicts of parity runs, a file a suite, code and environment: what `require: [parity]` asks for."""
+        return self.path / "parity"
 
     # on a pod, each by content hash
     @property

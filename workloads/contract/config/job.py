@@ -7,7 +7,7 @@ and line. Fields that orch does not act on yet are refused there by name, not ac
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -160,9 +160,38 @@ class RuntimeSpec(Config):
     """OMP_NUM_THREADS of a rank; default resources.cpus_per_rank"""
 
 
+Suite = Literal["kv-decode", "decoupled"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
+"""Families of kernels that are held to their reference, in the order in which they are."""
+
+
+class ParitySpec(Config):
+    """Kind `parity`: every cell of these suites, Triton against its reference, one rank on one device."""
+
+    suites: Annotated[list[Suite], Field(min_length=1)] = list(SUITES)
+    full: bool = False
+    """the whole matrix instead of the one that an interpreter on a CPU finishes in minutes"""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: the pod's GPU, else Triton's interpreter on the CPU"""
+    seed: NonNegInt = 0
+    only: str | None = None
+    """the one cell with this id"""
+
+    @model_validator(mode="after")
+    def _suites(self) -> Self:
+        if len(set(self.suites)) != len(self.suites):
+            raise ValueError("parity.suites: names a suite twice")
+        return self
+
+
+Requirement = Literal["parity"]
+
+
 class JobSpec(Config):
+    """`parity` and `require` came later than the rest: a run.json that does not name them means their defaults."""
+
     name: Name
-    kind: Literal["train", "command"] = "train"
+    kind: Literal["train", "command", "parity"] = "train"
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """`command`: argv of every rank, passed whole"""
     workdir: str | None = None
@@ -179,6 +208,9 @@ class JobSpec(Config):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
+    parity: ParitySpec = ParitySpec()
+    require: list[Requirement] = []
+    """`parity`: launched only where the kernels were found right: this code on this GPU, driver, torch and triton"""
     runtime: RuntimeSpec = RuntimeSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     halt: HaltSpec = HaltSpec()
@@ -198,4 +230,6 @@ class JobSpec(Config):
             raise ValueError("secrets: names one twice")
         if len(set(self.pods)) != len(self.pods):
             raise ValueError("pods: names a pod twice")
+        if self.kind == "parity" and self.require:
+            raise ValueError("require: has no effect on kind `parity`, which is what it asks for")
         return self

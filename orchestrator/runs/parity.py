@@ -1,0 +1,190 @@
+"""A parity run as it is read: its rows, its verdict, and both as a table or a document. Pure but for reading two files.
+
+Rows and verdict come from a pod: only what has the right type is used, and a `go` beside a wrong or missing row is
+none. Called by `orch parity`, by the report and by the live line of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.runs.reading import record_of
+from orchestrator.runs.render import one_line, program, table
+from orchestrator.runs.views import RunView
+from workloads.contract.errors import IntegrityError
+from workloads.contract.files import read_bytes_bounded, try_read_json
+from workloads.contract.records import RunVerdict
+from workloads.contract.rundir import RunDir
+from workloads.contract.states import RunState
+
+GO, NO_GO = "go", "no-go"
+GOOD = "ok"
+PREFIX = "parity-"
+MAX_ROWS_BYTES = 256 << 20
+MAX_WORDS = 160
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    view: RunView
+    rows: tuple[Row, ...]
+    verdict: RunVerdict | None  # None: it has not answered
+    pod: str
+
+    @property
+    def wrong(self) -> list[Row]:
+        return [r for r in self.rows if not is_good(r)]
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        return self.verdict.data if self.verdict else {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        told = self.data.get("environment")
+        return {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `orch parity --json`; every key always present."""
+        d, verdict = self.data, self.verdict
+        return {
+            "v": 1,
+            "run": self.view.run.run_id,
+            "pod": self.pod,
+            "state": self.view.state,
+            "reason": self.view.reason,
+            "verdict": verdict.verdict if verdict else None,
+            "why": verdict.why if verdict else None,
+            "cells": len(self.rows),
+            "wrong": len(self.wrong),
+            "left_out": d.get("left_out"),
+            "suites": d.get("suites"),
+            "full": d.get("full"),
+            "only": d.get("only"),
+            "seed": d.get("seed"),
+            "environment": self.environment,
+            "commit": d.get("commit"),
+            "dirty": d.get("dirty"),
+            "command": d.get("command"),
+            "dir": str(self.view.run.path),
+            "rows": [dict(r) for r in ordered(self.rows)],
+        }
+
+    def lines(self, width: int = 0) -> list[str]:
+        """For a person: wrong cells first, each with the command that judges it alone; the verdict last."""
+        if not self.rows:
+            return [f"{self.view.run.run_id}  no cell was judged"]
+        shown = ordered(self.rows)
+        head, *body = cells_table(shown, width)
+        lines = [head]
+        for row, line in zip(shown, body, strict=True):
+            lines.append(line)
+            if not is_good(row):
+                said = [] if row.get("err") is not None else [f"    {one_line(str(row.get('verdict')), MAX_WORDS)}"]
+                lines += [*said, f"    alone: {self.alone(row)}"]
+        lines += ["", *(f"  {k:<11} {one_line(v)}" for k, v in self.facts()), ""]
+        if self.verdict is not None:
+            lines.append(f"{self.verdict.verdict}: {one_line(self.verdict.why)}")
+        return lines
+
+    def facts(self) -> list[tuple[str, str]]:
+        e, d = self.environment, self.data
+        where = (
+            f"{e.get('gpu')}, driver {e.get('driver')}" if e.get("device") == "cuda" else "Triton's interpreter, CPU"
+        )
+        commit = f"{d.get('commit')}{', with uncommitted changes' if d.get('dirty') else ''}"
+        told = [
+            ("device", where),
+            ("software", f"Python {e.get('python')}, torch {e.get('torch')}, triton {e.get('triton')}"),
+            ("code", f"commit {commit}; kernels {e.get('code')}"),
+            ("command", str(d.get("command"))),
+        ]
+        run = ("run", f"{self.view.run.run_id} on pod {self.pod}")
+        return [run, *(told if self.verdict else []), ("directory", str(self.view.run.path))]
+
+    def alone(self, row: Row) -> str:
+        """What judges this one cell again, on the same pod."""
+        words = [program(), "parity", str(row.get("suite")).removeprefix(PREFIX), "--only", str(row.get("case"))]
+        job = self.view.info.get("job")
+        asked = job.get("parity") if isinstance(job, dict) else None
+        told = asked if isinstance(asked, dict) else {}
+        words += [] if self.pod == "local" else ["--pod", self.pod]
+        words += [] if told.get("device", "auto") == "auto" else ["--device", str(told["device"])]
+        words += ["--seed", str(told["seed"])] if told.get("seed") else []
+        return one_line(shlex.join(words))
+
+
+def is_good(row: Mapping[str, Any]) -> bool:
+    return row.get("verdict") == GOOD
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Wrong ones first, else as they were judged."""
+    return sorted(rows, key=is_good)
+
+
+def cells_table(rows: Sequence[Row], width: int = 0) -> list[str]:
+    header = ("SUITE", "CELL", "ERROR", "ALLOWED", "WORST AT", "VERDICT")
+    cells = [
+        (
+            str(r.get("suite")).removeprefix(PREFIX), str(r.get("case")), number(r.get("err")), number(r.get("tol")),
+            "-" if r.get("worst") is None else str(r["worst"]), GOOD if is_good(r) else "WRONG",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return table(header, cells, right=(2, 3), width=width).split("\n")
+
+
+def number(value: object) -> str:
+    return f"{value:.2e}" if isinstance(value, int | float) else "-"
+
+
+def read_rows(run: RunDir) -> tuple[Row, ...]:
+    """Whole rows, one a cell, in the order in which they were judged."""
+    try:
+        data = read_bytes_bounded(run.parity_rows, MAX_ROWS_BYTES)
+    except (OSError, ValueError):
+        return ()
+    found: dict[tuple[str, str], Row] = {}
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("suite"), str) and isinstance(row.get("case"), str):
+            found[(row["suite"], row["case"])] = {k: v for k, v in row.items() if not _is_no_number(v)}
+    return tuple(found.values())
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def wrong_so_far(run: RunDir) -> int:
+    return sum(not is_good(row) for row in read_rows(run))
+
+
+def result_of(view: RunView, pod: str) -> Result:
+    """What `view` has answered. IntegrityError when its verdict is not that of its rows."""
+    rows, row = read_rows(view.run), try_read_json(view.run.verdict)
+    verdict = record_of(RunVerdict, row) if row is not None else None
+    if verdict is None or not view.ended or verdict.attempt != view.attempt:
+        return Result(view, rows, None, pod)
+    result = Result(view, rows, verdict, pod)
+    ended = {GO: RunState.SUCCEEDED, NO_GO: RunState.FAILED}.get(verdict.verdict)
+    told, wrong = (verdict.data.get("cells"), verdict.data.get("wrong")), len(result.wrong)
+    if view.state != ended or told != (len(rows), wrong) or (verdict.verdict == GO) == bool(wrong):
+        raise IntegrityError(
+            "E-PARITY-008", f"the verdict of run {view.run.run_id} is not that of its rows",
+            where=str(view.run.verdict),
+            value=f"{verdict.verdict}: {one_line(verdict.why, 80)}; {view.state}",
+            expected=f"{len(result.wrong)} wrong of the {len(rows)} cells in {view.run.parity_rows.name}",
+            fix=f"orch resume {view.run.run_id}   (cells that have a row are not judged again)",
+        )  # fmt: skip
+    return result

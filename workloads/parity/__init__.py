@@ -1,0 +1,1 @@
+"""Kind `parity`: the kernels' matrix of cells, Triton against reference, as one rank of a supervised run."""

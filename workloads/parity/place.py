@@ -1,0 +1,105 @@
+"""What the cells are judged on: a GPU, or Triton's interpreter on the CPU; and everything that an answer depends on.
+
+`take_place` runs before any kernel is imported: Triton reads TRITON_INTERPRET when a kernel is defined. Called by
+`workloads.parity.__main__`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.contract.codehash import code_hash
+from workloads.contract.errors import LocalError, SpecError
+from workloads.parity.config import ParityConfig
+
+SMI_S = 30.0
+INTERPRETER = "interpreter"
+NO_DRIVER = "-"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Place:
+    """`gpu` and `driver` as nvidia-smi names them, so that a plan finds the same words; `code`: hash of kernels/."""
+
+    device: str  # cuda, cpu
+    gpu: str
+    driver: str
+    torch: str
+    triton: str
+    python: str
+    code: str
+
+    def basis(self, config: ParityConfig) -> dict[str, Any]:
+        """Rows made with the same basis may stand beside each other."""
+        return {"v": 1, "seed": config.asked.seed, **self.environment()}
+
+    def environment(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+def take_place(config: ParityConfig) -> Place:
+    """The place that the job asks for. SpecError when it is not there, LocalError when nothing can be judged here."""
+    triton = _version("triton")
+    if not triton:
+        raise LocalError(
+            "E-PARITY-003", "triton is not installed for this Python: there is nothing to hold to the reference",
+            where=sys.executable, fix=f"{sys.executable} -m pip install triton",
+        )  # fmt: skip
+    forced = os.environ.get("KERNELS_BACKEND", "auto")
+    if forced not in ("", "auto", "triton"):
+        raise SpecError(
+            "E-PARITY-004", "KERNELS_BACKEND keeps the kernels from being run", where="env.KERNELS_BACKEND",
+            value=forced, expected="triton, or none", fix="remove it from the job's `env`",
+        )  # fmt: skip
+    import torch
+
+    on_gpu = config.asked.device != "cpu" and torch.cuda.is_available()
+    if config.asked.device == "cuda" and not on_gpu:
+        raise SpecError(
+            "E-PARITY-005", "parity was asked for on a GPU, and torch finds none",
+            where="parity.device", value=f"torch {torch.__version__}", fix="orch parity --device cpu",
+        )  # fmt: skip
+    gpu, driver = (INTERPRETER, NO_DRIVER) if not on_gpu else smi(torch.cuda.get_device_name(0))
+    if on_gpu:
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        os.environ["TRITON_INTERPRET"] = "1"
+    return Place(
+        "cuda" if on_gpu else "cpu", gpu, driver, _version("torch"), triton, platform.python_version(), kernels_hash()
+    )
+
+
+def kernels_hash() -> str:
+    """Of the very package that will be imported."""
+    import kernels
+
+    assert kernels.__file__ is not None
+    return code_hash(Path(kernels.__file__).parent)
+
+
+def smi(name: str) -> tuple[str, str]:
+    """(model, driver) of the device that this rank leases. `name`: torch's word for it, where nvidia-smi is silent."""
+    devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    which = [f"--id={d}" for d in devices[:1]]
+    argv = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", *which]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMI_S, check=True, text=True)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return name, UNKNOWN
+    model, _, driver = next(iter(done.stdout.splitlines()), "").rpartition(",")
+    return (model.strip(), driver.strip()) if model and driver.strip() else (name, UNKNOWN)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
