@@ -157,3 +157,15 @@ def test_1000_steps_hold_memory_flat(graphed: bool) -> None:
     torch.cuda.synchronize()
     assert len(talk.tokens[0]) == 1001
     assert torch.cuda.memory_allocated() - before <= 1 << 16
+
+
+def test_another_conversation_that_grows_the_tables_does_not_disturb_a_graph() -> None:
+    model = counting_in(torch.bfloat16)
+    talk = Conversation(model, rows=3, capacity=48, graphed=True)
+    wanted = [counted(prompt, 30) for prompt in ASKED]
+    assert [row[:10] for row in wanted] == talk.turn(ASKED, 10)
+    other = Conversation(model, capacity=4096, graphed=True)
+    other.turn([ASKED[0]], 4)
+    torch.empty(64 << 20, device=CUDA).fill_(float("nan"))  # what was freed holds something else now
+    assert [row[10:] for row in wanted] == talk.turn([[], [], []], 20)
+    assert other.turn([[]], 4) == [counted(ASKED[0], 8)[4:]]

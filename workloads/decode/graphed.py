@@ -1,8 +1,9 @@
 """A decode step as a CUDA graph: one launch of the host's instead of some hundred.
 
 The graph reads the lengths on the device, so one capture serves every length. It is captured at the first step and
-again when a cache has grown (its tensors are others then); a step with counts, which is for the rare full cache, is
-computed as the model does it. Called by `workloads.decode.generate` and `workloads.decode.conversation`.
+again when a cache or the rotary tables have grown (their tensors are others then); a step with counts, which is for
+the rare full cache, is computed as the model does it. Called by `workloads.decode.generate` and
+`workloads.decode.conversation`.
 """
 
 from __future__ import annotations
@@ -35,25 +36,31 @@ def graphed_step(model: Decoder, caches: Sequence[KVCache]) -> Step:
 
 class _GraphedStep:
     def __init__(self, model: Decoder, caches: Sequence[KVCache]) -> None:
-        self._caches, self._plain = caches, plain_step(model, caches)
+        self._caches, self._rope, self._plain = caches, model.rope, plain_step(model, caches)
         self._tokens_B1 = torch.zeros(caches[0].batch, 1, dtype=torch.int64, device=caches[0].k.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = torch.empty(0)
-        self._captured: list[Tensor] = []
+        self._captured: list[int] = []
 
     def __call__(self, tokens_B1: Tensor, counts_B: Tensor | None) -> Tensor:
         if counts_B is not None:
             return self._plain(tokens_B1, counts_B)
         self._tokens_B1.copy_(tokens_B1)
-        now = [t for cache in self._caches for t in (cache.k, cache.v)]
-        if self._graph is None or any(a is not b for a, b in zip(now, self._captured, strict=True)):
+        if self._reads() != self._captured:
+            self._graph = None  # frees what it holds before the next one is made
             self._capture()
-            self._captured = now
+            self._captured = self._reads()
         assert self._graph is not None
         self._graph.replay()
         for cache in self._caches:
             cache.replayed(1)
         return self._logits_BV
+
+    def _reads(self) -> list[int]:
+        """Where a step reads, and how far: a graph may be replayed as long as that is what it was when captured."""
+        tables = (self._rope.cos_PH, self._rope.sin_PH)  # the model's: another conversation may make them grow
+        held = [t for cache in self._caches for t in (cache.k, cache.v)]
+        return [t.data_ptr() for t in (*tables, *held)] + [cache.capacity for cache in self._caches]
 
     def _capture(self) -> None:
         """Warm up and capture on the caches themselves; their lengths are as before when it is done."""
