@@ -166,6 +166,7 @@ def test_another_conversation_that_grows_the_tables_does_not_disturb_a_graph() -
     assert [row[:10] for row in wanted] == talk.turn(ASKED, 10)
     other = Conversation(model, capacity=4096, graphed=True)
     other.turn([ASKED[0]], 4)
-    torch.empty(64 << 20, device=CUDA).fill_(float("nan"))  # what was freed holds something else now
+    junk = [torch.full((512,), float("nan"), device=CUDA) for _ in range(4000)]  # where the old tables were
     assert [row[10:] for row in wanted] == talk.turn([[], [], []], 20)
+    assert len(junk) == 4000
     assert other.turn([[]], 4) == [counted(ASKED[0], 8)[4:]]
