@@ -35,6 +35,7 @@ class Cell:
     id: str
     params: Mapping[str, Any]
     gpu_only: bool = False
+    cpu_only: bool = False
 
 
 class Wrong(Exception):
@@ -137,7 +138,7 @@ def rows(outcomes: Sequence[Outcome], device: str, seed: int) -> list[dict[str, 
 
 
 def choose(families: Sequence[str], full: bool, only: str | None, device: str) -> tuple[list[Cell], list[Cell]]:
-    """(cells to run, cells left out because they need a GPU). ValueError when `only` names no cell."""
+    """(cells to run, cells left out because they are for the other device). ValueError when `only` names no cell."""
     names = list(families) or list(FAMILIES)
     if only is None:
         cells = [cell for name in names for cell in cells_of(name, full)]
@@ -147,7 +148,7 @@ def choose(families: Sequence[str], full: bool, only: str | None, device: str) -
         if not cells:
             near = [cell.id for cell in every if only in cell.id][:3]
             raise ValueError(f"no cell {only!r} in {', '.join(names)}" + (f"; near: {near}" if near else ""))
-    runs = [cell for cell in cells if device != "cpu" or not cell.gpu_only]
+    runs = [cell for cell in cells if not (cell.gpu_only if device == "cpu" else cell.cpu_only)]
     return runs, [cell for cell in cells if cell not in runs]
 
 
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     if asked.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+        torch.set_num_threads(1)  # tensors of a few kB: threads would only wait for one another
     os.environ["KERNELS_BACKEND"] = "triton"  # the gate judges kernels, never the reference against itself
     try:
         cells, left_out = choose(asked.families, asked.full, asked.only, asked.device)
@@ -179,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         append(asked.jsonl, rows(outcomes, asked.device, asked.seed))
     wrong = sum(not o.ok for o in outcomes)
-    rest = f"; {len(left_out)} cells need a GPU and were left out" if left_out else ""
+    other = "a GPU" if asked.device == "cpu" else "the interpreter"
+    rest = f"; {len(left_out)} cells are for {other} and were left out" if left_out else ""
     go = bool(outcomes) and not wrong
     print(f"go: {len(outcomes)} cells{rest}" if go else f"no-go: {wrong} of {len(outcomes)} cells wrong{rest}")
     return 0 if go else 1
