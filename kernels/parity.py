@@ -146,7 +146,7 @@ def choose(families: Sequence[str], full: bool, only: str | None, device: str) -
         every = [cell for name in names for size in (True, False) for cell in cells_of(name, size)]
         cells = list({cell.id: cell for cell in every if cell.id == only}.values())
         if not cells:
-            near = [cell.id for cell in every if only in cell.id][:3]
+            near = list(dict.fromkeys(cell.id for cell in every if only in cell.id))[:3]
             raise ValueError(f"no cell {only!r} in {', '.join(names)}" + (f"; near: {near}" if near else ""))
     runs = [cell for cell in cells if not (cell.gpu_only if device == "cpu" else cell.cpu_only)]
     return runs, [cell for cell in cells if cell not in runs]
