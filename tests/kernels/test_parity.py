@@ -1,4 +1,4 @@
-"""The gate itself: it covers what it says, passes the kernels, and says no-go to a broken one with the line to repeat."""
+"""The gate itself: it covers what it says, passes the kernels, and says no-go to broken ones, with the line to repeat."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_the_array_covers_every_pair_and_every_value() -> None:
         {**{k: p[k] for k in ("call", "queries", "causal", "layout", "dtype", "big")}, "heads": h, "dims": d}
         for p, h, d in zip(tried, heads, dims, strict=True)
     ]
-    factors = {
+    factors: dict[str, Sequence[Any]] = {
         "call": matrix.CALLS,
         "queries": matrix.QUERIES,
         "causal": [True, False],
