@@ -40,8 +40,9 @@ def test_what_needs_a_gpu_says_so() -> None:
     full = cells(full=True)
     assert not any(cell.gpu_only for cell in CELLS.values())
     assert {cell.params["kind"] for cell in full if cell.gpu_only} == {"decode", "graph", "offsets"}
-    lengths = [cell.params["prefix"] for cell in full if cell.gpu_only and cell.params["kind"] == "decode"]
-    assert lengths and min(lengths) == 131072
+    plain = [cell.params for cell in full if cell.params["kind"] == "decode" and cell.params["dtype"] == "fp16"]
+    assert any(params["prefix"] == 131072 for params in plain)
+    assert all(cell.gpu_only == (cell.params["prefix"] == 131072) for cell in full if cell.params in plain)
 
 
 def stand_in(
