@@ -17,16 +17,15 @@ from torch import Tensor
 from kernels.device import ceil_div, interpreted, next_power_of_2
 from kernels.kv_decode.config import Config, padded
 
-COMBINE_TILE = 4096  # fp32 values of partial outputs that one step of the merge holds
+COMBINE_TILE = 2048  # fp32 values of partial outputs that the merge holds in one step
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Partials [tiles, splits, ..]; `arrived` int32 [tiles] is 0 between launches; `overflow` int32 [4] is sticky."""
+    """Partials fp32 [tiles, splits, block_m, E] and [tiles, splits, 2, block_m]; `overflow` int32 [4] is sticky."""
 
     part_o: Tensor
     part_ml: Tensor
-    arrived: Tensor
     overflow: Tensor
 
 
@@ -42,7 +41,6 @@ def make_scratch(
     return Scratch(
         torch.empty(n * config.block_m * padded(v_dim), dtype=torch.float32, device=device),
         torch.empty(n * config.block_m * 2, dtype=torch.float32, device=device),
-        torch.zeros(tiles if splits > 1 else 0, dtype=torch.int32, device=device),
         torch.zeros(4, dtype=torch.int32, device=device) if overflow is None else overflow,
     )
 
@@ -73,28 +71,35 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
     kv_heads = k.shape[1]
     lens = q if call.lens is None else call.lens
     lse = q if call.lse_BHS is None else call.lse_BHS
-    args: list[Any] = [q, k, v, kn, vn, out, lse, scratch.part_o, scratch.part_ml, scratch.arrived, lens]
-    args += [scratch.overflow]
-    for tensor in (q, k, v, kn, vn, out):
-        args += tensor.stride()
+    args: list[Any] = [q, k, v, kn, vn, out, lse, scratch.part_o, scratch.part_ml, lens, scratch.overflow]
+    steps = [stride for tensor in (k, v, kn, vn) for stride in tensor.stride()[:3]]
+    unit = 1 if any(stride % 8 for stride in steps) else 8
+    args += q.stride()
+    for tensor in (k, v, kn, vn):
+        args += [*(stride // unit for stride in tensor.stride()[:3]), tensor.stride(3)]
+    args += out.stride()
     args += [kv_heads, q.shape[2], k.shape[2], call.scale * math.log2(math.e)]
+    pdl = 0 if interpreted() else config.pdl
     new = 0 if call.new is None else 1 if q.shape[2] == 1 else 2
     consts = {
         **_shared(call, config, splits),
         "D": q.shape[3],
         "BLOCK_N": config.block_n,
         "BLOCK_D": padded(q.shape[3]),
-        **_merge(min(config.block_m, next_power_of_2(q.shape[1] // kv_heads * q.shape[2])), splits, v.shape[3]),
         "STAGES": config.stages,
-        "FORM": config.form,
+        "ONE": config.form == "one",
         "CAUSAL": call.causal,
         "HAS_LENS": call.lens is not None,
         "NEW": new,
         "WRITE": call.write,
-        "LAST": config.last,
         "WIDE": interpreted() and q.dtype == torch.bfloat16,
+        "UNIT": unit,
+        "PDL_IN": pdl == 2,
+        "PREFETCH": config.prefetch and not interpreted() and k.shape[2] > 0,
+        "PDL_OUT": pdl > 0,
     }
-    return args, {**consts, "num_warps": config.warps, "num_stages": config.stages}
+    options = {"num_warps": config.warps, "num_stages": config.stages, "launch_pdl": pdl == 2}
+    return args, {**consts, **options}
 
 
 def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
@@ -105,28 +110,34 @@ def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
         "HAS_LSE": call.lse_BHS is not None,
         "BLOCK_M": config.block_m,
         "SPLITS": splits,
-        "SPLITS_POW2": next_power_of_2(splits),
     }
 
 
-def _merge(rows: int, splits: int, v_dim: int) -> dict[str, int]:
-    return {"ROWS": rows, "CHUNK": max(1, min(next_power_of_2(splits), COMBINE_TILE // (rows * padded(v_dim))))}
-
-
 def launch(call: Call, config: Config, splits: int, scratch: Scratch) -> None:
-    """One launch, or two when there are splits that the last program does not merge."""
+    """One launch, or two when there are splits to merge."""
     from kernels.kv_decode.triton_merge import combine_kernel
     from kernels.kv_decode.triton_split import split_kernel
 
     batch, heads, queries, _ = call.q_BHSD.shape
     kv_heads = call.k_BKND.shape[1]
-    m_tiles = ceil_div(heads // kv_heads * queries, config.block_m)
+    rows = heads // kv_heads * queries
+    m_tiles = ceil_div(rows, config.block_m)
     args, consts = arguments(call, config, splits, scratch)
     split_kernel[(batch * kv_heads, m_tiles, splits)](*args, **consts)
-    if splits > 1 and not config.last:
-        rows = min(config.block_m, heads // kv_heads * queries)
-        lse = call.q_BHSD if call.lse_BHS is None else call.lse_BHS
-        combine_kernel[(batch * kv_heads, m_tiles, rows)](
-            scratch.part_o, scratch.part_ml, call.out_BHSE, lse, *call.out_BHSE.stride(), kv_heads, queries, m_tiles,
-            **_shared(call, config, splits), **_merge(1, splits, call.v_BKNE.shape[3]), num_warps=4,
-        )  # fmt: skip
+    if splits == 1:
+        return
+    at_once = 1 if rows <= 16 else 16
+    merge = {
+        "SPLITS_POW2": next_power_of_2(splits),
+        "ROWS": at_once,
+        "CHUNK": max(
+            1,
+            min(next_power_of_2(splits), COMBINE_TILE // (at_once * padded(call.v_BKNE.shape[3]))),
+        ),
+        "PDL": config.pdl > 0 and not interpreted(),
+    }
+    lse = call.q_BHSD if call.lse_BHS is None else call.lse_BHS
+    combine_kernel[(batch * kv_heads, m_tiles, ceil_div(min(config.block_m, rows), at_once))](
+        scratch.part_o, scratch.part_ml, call.out_BHSE, lse, *call.out_BHSE.stride(), kv_heads, queries, m_tiles,
+        **_shared(call, config, splits), **merge, num_warps=1, launch_pdl=merge["PDL"],
+    )  # fmt: skip

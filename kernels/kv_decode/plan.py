@@ -10,6 +10,7 @@ Letters: B rows, H query heads, K key/value heads, S new tokens a row, C capacit
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import Literal
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.device import multiprocessors, runs_triton
-from kernels.kv_decode.config import MAX_DIM, Config, choose_config, choose_splits
+from kernels.kv_decode.config import MAX_DIM, SHARED_BYTES, Config, choose_config, choose_splits
 from kernels.kv_decode.launch import Call, launch, make_scratch, tiles_of
 from kernels.kv_decode.reference import attention_reference, attention_with_kv_cache_reference, full
 
@@ -65,10 +66,13 @@ class DecodePlan:
         self.kv_heads, self.v_dim, self.capacity, self.dtype, self.causal = kv_heads, v_dim, capacity, dtype, causal
         self.scale = 1 / math.sqrt(head_dim) if scale is None else scale
         rows = q_heads // kv_heads * queries
-        chosen = choose_config(rows, head_dim, v_dim, dtype, block_m=block_m, block_n=block_n)
-        self.config = chosen if config is None else config
+        self.slots = multiprocessors(self.device)
+        share = capacity // (splits or max(1, self.slots // (batch * kv_heads)))
+        if config is None:
+            limits = machine(self.device)
+            config = choose_config(rows, head_dim, v_dim, dtype, share, block_m=block_m, block_n=block_n, **limits)
+        self.config = config
         self.tiles = tiles_of(self.config, batch, kv_heads, rows)
-        self.slots = multiprocessors(self.device) * self.config.resident
         self.forced = splits is not None
         self.splits = splits or choose_splits(self.tiles, capacity, self.config.block_n, self.slots)
         self._scratch = make_scratch(self.config, self.splits, self.tiles, v_dim, self.device, overflow)
@@ -130,7 +134,7 @@ class DecodePlan:
         """What was chosen, and from what."""
         if not self.triton:
             return f"reference: Triton does not run {self.dtype} on {self.device}"
-        chosen = "given" if self.forced else f"{self.slots} programs are resident at a time"
+        chosen = "given" if self.forced else f"one program on each of {self.slots} multiprocessors"
         name = "split" if self.splits == 1 else "splits"
         return f"{self.config}; {self.tiles} tiles x {self.splits} {name} ({chosen}), capacity {self.capacity}"
 
@@ -199,6 +203,17 @@ class DecodePlan:
         if self.lse is not None:
             self.lse.copy_(lse)
         return out
+
+
+@functools.lru_cache(maxsize=64)
+def machine(device: torch.device) -> dict[str, int]:
+    """shared_bytes of a multiprocessor that one program may take, and pdl: 2 where a launch may start before its
+    predecessor has ended (Hopper and later), else 0. Without a GPU: as on a Hopper."""
+    if device.type != "cuda":
+        return {"shared_bytes": SHARED_BYTES, "pdl": 2}
+    found = torch.cuda.get_device_properties(device)
+    shared_bytes = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    return {"shared_bytes": int(shared_bytes), "pdl": 2 if found.major >= 9 else 0}
 
 
 def overflow_text(row: int, length: int, tokens: int, capacity: int) -> str:

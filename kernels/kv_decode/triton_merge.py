@@ -1,7 +1,7 @@
 """Merging the partial softmax results of splits, in split order, and writing rows of the output.
 
 With partials (m_p, l_p, o_p): m = max m_p, l = sum l_p 2^(m_p - m), o = sum o_p 2^(m_p - m) / l; a split without a key
-has l_p = 0 and its o_p is never read. Called by `triton_split.py`, and by `launch.py` as a kernel of its own.
+has l_p = 0 and its o_p counts for nothing. Never waits for the host. Called by `triton_split.py` and `launch.py`.
 
 Letters: M or R rows of a tile, S splits, C splits of one step, V size of a value. Exponents are base 2. FLOOR, the
 least finite fp32, stands for "no key yet": exp2(-inf - FLOOR) is 0, never NaN.
@@ -10,6 +10,7 @@ least finite fp32, stands for "no key yet": exp2(-inf - FLOOR) is 0, never NaN.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 FLOOR = tl.constexpr(-3.4028234663852886e38)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -35,48 +36,43 @@ def emit(
         tl.store(lse + at_M, value_M, mask=keep_M)
 
 
-@triton.jit
-def combine(
-    part_o, part_ml, tile, row0, first_row, total_rows, b, head0, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
+@triton.jit(do_not_specialize=["kv_heads", "queries", "m_tiles"])
+def combine_kernel(
+    part_o, part_ml, out, lse, so_b, so_h, so_s, so_d, kv_heads, queries, m_tiles,
     G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, BLOCK_M: tl.constexpr,
-    SPLITS: tl.constexpr, SPLITS_POW2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    SPLITS: tl.constexpr, SPLITS_POW2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Merge the partials of ROWS rows from row0 of a tile, in split order; a split that saw no key is never read."""
-    r_R = row0 + tl.arange(0, ROWS)
-    keep_R = first_row + r_R < total_rows
+    """Merge the partials of ROWS rows of a tile; grid (batch * kv_heads, m tiles, ceil(rows of a tile / ROWS)).
+
+    Loads depend on nothing but the place, so that they are all in flight at once; what no split wrote is discarded
+    after it was read.
+    """
+    bh, tile_m = tl.program_id(0), tl.program_id(1)
+    r_R = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    keep_R = tile_m * BLOCK_M + r_R < queries * G
     s_S = tl.arange(0, SPLITS_POW2)
-    ml = part_ml + tile.to(tl.int64) * SPLITS * 2 * BLOCK_M
+    tile = (bh * m_tiles + tile_m).to(tl.int64)
+    ml = part_ml + tile * SPLITS * 2 * BLOCK_M
+    if PDL:
+        gdc_wait()
     at_SR = s_S[:, None] * (2 * BLOCK_M) + r_R[None, :]
     keep_SR = (s_S < SPLITS)[:, None] & keep_R[None, :]
-    m_SR = tl.load(ml + at_SR, mask=keep_SR, other=FLOOR, cache_modifier=".cg")
-    l_SR = tl.load(ml + at_SR + BLOCK_M, mask=keep_SR, other=0.0, cache_modifier=".cg")
+    m_SR = tl.load(ml + at_SR, mask=keep_SR, other=FLOOR)
+    l_SR = tl.load(ml + at_SR + BLOCK_M, mask=keep_SR, other=0.0)
     m_R = tl.max(m_SR, 0)
     l_R = tl.sum(l_SR * tl.exp2(m_SR - m_R[None, :]), 0)
     o_RV = tl.zeros([ROWS, BLOCK_DV], tl.float32)
     d = tl.arange(0, BLOCK_DV)
-    o_base = part_o + tile.to(tl.int64) * SPLITS * BLOCK_M * BLOCK_DV
+    o_base = part_o + tile * SPLITS * BLOCK_M * BLOCK_DV
     for s0 in tl.static_range(0, SPLITS, CHUNK):
         s_C = s0 + tl.arange(0, CHUNK)
         keep_CR = (s_C < SPLITS)[:, None] & keep_R[None, :]
         at_CR = s_C[:, None] * (2 * BLOCK_M) + r_R[None, :]
-        m_CR = tl.load(ml + at_CR, mask=keep_CR, other=FLOOR, cache_modifier=".cg")
-        l_CR = tl.load(ml + at_CR + BLOCK_M, mask=keep_CR, other=0.0, cache_modifier=".cg")
+        m_CR = tl.load(ml + at_CR, mask=keep_CR, other=FLOOR)
+        l_CR = tl.load(ml + at_CR + BLOCK_M, mask=keep_CR, other=0.0)
         o_at = (s_C[:, None] * BLOCK_M + r_R[None, :])[:, :, None] * BLOCK_DV + d[None, None, :]
-        read = (keep_CR & (l_CR != 0.0))[:, :, None] & (d < DV)[None, None, :]
-        o_CRV = tl.load(o_base + o_at, mask=read, other=0.0, cache_modifier=".cg")
+        o_CRV = tl.load(o_base + o_at, mask=keep_CR[:, :, None] & (d < DV)[None, None, :], other=0.0)
+        o_CRV = tl.where((l_CR != 0.0)[:, :, None], o_CRV, 0.0)
         o_RV += tl.sum(o_CRV * tl.exp2(m_CR - m_R[None, :])[:, :, None], 0)
-    emit(m_R, l_R, o_RV, first_row + r_R, keep_R, b, head0, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
-         G, DV, BLOCK_DV, HAS_LSE)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["kv_heads", "queries"])
-def combine_kernel(
-    part_o, part_ml, out, lse, so_b, so_h, so_s, so_d, kv_heads, queries, m_tiles,
-    G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, BLOCK_M: tl.constexpr,
-    SPLITS: tl.constexpr, SPLITS_POW2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Merge the partials of ROWS rows of a tile; grid (batch * kv_heads, m tiles, rows of a tile / ROWS)."""
-    bh, tile_m = tl.program_id(0), tl.program_id(1)
-    combine(part_o, part_ml, bh * m_tiles + tile_m, tl.program_id(2) * ROWS, tile_m * BLOCK_M, queries * G,
-             bh // kv_heads, (bh % kv_heads) * G, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
-             G, DV, BLOCK_DV, HAS_LSE, BLOCK_M, SPLITS, SPLITS_POW2, ROWS, CHUNK)  # fmt: skip
+    emit(m_R, l_R, o_RV, tile_m * BLOCK_M + r_R, keep_R, bh // kv_heads, (bh % kv_heads) * G, queries, kv_heads,
+         out, lse, so_b, so_h, so_s, so_d, G, DV, BLOCK_DV, HAS_LSE)  # fmt: skip

@@ -34,36 +34,21 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "gqa4-full": (Case(16, 32, 8, 128, 8192),),
     "gqa16": (Case(16, 64, 4, 128, 65536),),
 }
-KEEP = 14  # candidates that go on from the first two shapes of a group to the others
+KEEP = 16  # candidates that go on from the first two shapes of a group to the others
 Candidate = tuple[Config, int]
 
 
 def candidates(group: str) -> Iterator[Candidate]:
     """Variants and numbers of splits that are worth the time of a group's shapes."""
     if group == "mha64":
-        for (n, w), stages in itertools.product(((32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)), (1, 2, 3)):
-            for splits in (1, 2, 4, 8):
-                if splits * w >= 4:
-                    yield Config("one", 1, n, w, stages, 1), splits
-        for (n, w), stages, splits in itertools.product(((64, 4), (64, 2), (128, 4)), (3, 4), (1, 2, 4)):
-            yield Config("dot", 16, n, w, stages, 1), splits
-        for n, stages, splits in itertools.product((64, 128), (3, 4), (1, 2, 4)):
-            yield Config("swap", 16, n, 4, stages, 1), splits
+        for (n, w), stages, pdl, splits in itertools.product(((64, 4), (128, 4), (128, 8)), (3, 4, 5), (0, 2), (1, 2)):
+            yield Config("one", 1, n, w, stages, pdl), splits
+        for stages, splits in itertools.product((3, 4), (1, 2)):
+            yield Config("dot", 16, 128, 4, stages), splits
         return
-    splits_of = {"gqa4": (16, 32, 64), "gqa4-full": (1, 2, 3, 4), "gqa16": (2, 4, 6, 8)}[group]
-    shapes: tuple[tuple[str, int, int], ...] = (
-        ("dot", 32, 2),
-        ("dot", 32, 4),
-        ("dot", 64, 4),
-        ("dot", 128, 4),
-        ("dot", 128, 8),
-    )
-    shapes += (("swap", 64, 4), ("swap", 128, 4), ("swap", 128, 8))
-    for (form, n, w), stages, splits in itertools.product(shapes, (2, 3, 4), splits_of):
-        if (stages - 1) * n * 512 > 200 << 10:
-            continue
-        for last in (True, False) if group == "gqa4" and stages == 3 else (True,):
-            yield Config(form, 16, n, w, stages, 1, last), splits  # type: ignore[arg-type]
+    splits_of = {"gqa4": (16, 32), "gqa4-full": (1, 2), "gqa16": (2, 4)}[group]
+    for (n, stages), pdl, splits in itertools.product(((32, 5), (64, 3), (64, 5), (128, 3)), (0, 1, 2), splits_of):
+        yield Config("dot", 16, n, 4, stages, pdl), splits
 
 
 def compile_one(job: tuple[Case, Config, int]) -> str:
