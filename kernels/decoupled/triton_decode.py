@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.decoupled.cache import QuantizedCache
 from kernels.decoupled.part import Part
-from kernels.decoupled.triton_codes import largest, load_q, narrow, power_of_two_scale, query_planes, widen
+from kernels.decoupled.triton_codes import largest, load_q, load_rows, narrow, power_of_two_scale, query_planes, widen
 from kernels.decoupled.triton_parts import (
     null_score,
     plain_values,
@@ -58,7 +58,7 @@ def decode_kernel(
     SEM: tl.constexpr, GEO: tl.constexpr, V: tl.constexpr, DS: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
     G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     NT: tl.constexpr,
-    HAS_NULL: tl.constexpr, ONE_PASS: tl.constexpr, ASM: tl.constexpr,
+    HAS_NULL: tl.constexpr, ONE_PASS: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (B * KVH, PARTITIONS + (R > 0)), or (B * KVH, 1) with ONE_PASS. SEM, GEO, V: 4, 8 or 16 bits a value.
 
@@ -67,9 +67,14 @@ def decode_kernel(
     where it saw nothing. ONE_PASS: the null token as initial state, the prefix, the tail; writes out [B*Hq, DV], lse.
     """
     S: tl.constexpr = 8 if (M == 16 and G <= 8) else M  # rows of the softmax: 8 to 15 of a 16-row tile are padding
+    # P times a scale of v is an fp16 operand: the larger the power of two in it, the fewer tokens of little weight fall
+    # below 2^-14, where fp16 rounds coarsely. A scale of q4_0 is at most 65504 / 7, one of q8_0 65504 / 127.
+    SHIFT: tl.constexpr = 2 if V == 4 else (6 if V == 8 else 0)
     SP: tl.constexpr = triton.next_power_of_2(max(DS, 16))
     GP: tl.constexpr = triton.next_power_of_2(max(DG, 16))
     VP: tl.constexpr = triton.next_power_of_2(max(DV, 16))
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()  # the reduce kernel may be put in place; it waits for our end itself
     bh = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     b = bh // KVH
@@ -94,10 +99,10 @@ def decode_kernel(
         k_s = (null_sem + b * ns_b + h * ns_h, ns_d)
         k_g = (null_geo + b * ng_b + h * ng_h, ng_d)
         m = null_score(qs, qg, k_s, k_g, nf_S, G, DS, DG, S) * PLAIN
-        d = d + 1.0
-        acc = seed_values((null_v + b * nv_b + h * nv_h, nv_d), V, DV, VP, M, True)
+        d = d + 2.0**SHIFT
+        acc = seed_values((null_v + b * nv_b + h * nv_h, nv_d), 2.0**SHIFT, V, DV, VP, M, True)
     else:
-        acc = seed_values((part_o, 0), V, DV, VP, M, False)
+        acc = seed_values((part_o, 0), 1.0, V, DV, VP, M, False)
 
     blocks = (stored + N - 1) // N
     if ONE_PASS:
@@ -117,7 +122,7 @@ def decode_kernel(
                    SEM, DS, SP, M, S, N, PLAIN, ASM)  # fmt: skip
         s = scores(s, q_nat_geo, geo_planes, geo_zeros, geo_codes, geo_scales, bh, n, None, SLOTS,
                    GEO, DG, GP, M, S, N, PLAIN, ASM)  # fmt: skip
-        p, m, d, r = softmax_step(s, m, d, f)
+        p, m, d, r = softmax_step(s, m, d, f, SHIFT)
         acc = values(acc, p, r, v_codes, v_scales, bh, n, None, SLOTS, V, DV, VP, M, S, N, ASM)
     for i in tl.range(tl.maximum(first, full), last, num_stages=1):  # the last block, where some slots hold no token
         n = i * N + tl.arange(0, N)
@@ -128,7 +133,7 @@ def decode_kernel(
         s = scores(s, q_nat_geo, geo_planes, geo_zeros, geo_codes, geo_scales, bh, n, seen, SLOTS,
                    GEO, DG, GP, M, S, N, PLAIN, ASM)  # fmt: skip
         s = tl.where(seen[None, :], s, -float("inf"))
-        p, m, d, r = softmax_step(s, m, d, f)
+        p, m, d, r = softmax_step(s, m, d, f, SHIFT)
         acc = values(acc, p, r, v_codes, v_scales, bh, n, seen, SLOTS, V, DV, VP, M, S, N, ASM)
 
     if R > 0:
@@ -136,21 +141,17 @@ def decode_kernel(
         if not ONE_PASS:
             fresh = tl.where(part == PARTITIONS, fresh, 0)
         start = tl.maximum(stored, 0) % R
-        blank = tl.zeros((M, NT), tl.float32)
         for i in tl.range(0, (fresh + NT - 1) // NT, num_stages=1):
             k = i * NT + tl.arange(0, NT)
             seen = k < fresh
             n = (start + k) % R
             at = bh * R
-            ds = tl.arange(0, SP)
-            dg = tl.arange(0, GP)
-            k_s = tl.load(tail_sem + at * DS + (n * DS)[:, None] + ds[None, :],
-                          mask=seen[:, None] & (ds < DS)[None, :], other=0.0)  # fmt: skip
-            k_g = tl.load(tail_geo + at * DG + (n * DG)[:, None] + dg[None, :],
-                          mask=seen[:, None] & (dg < DG)[None, :], other=0.0)  # fmt: skip
-            s = narrow(tl.dot(q_nat_geo, tl.trans(k_g), tl.dot(q_nat_sem, tl.trans(k_s), blank)), M, S, NT) * PLAIN
+            new_sem = load_rows(tail_sem + at * DS, n, seen, DS, SP)
+            new_geo = load_rows(tail_geo + at * DG, n, seen, DG, GP)
+            s = tl.dot(q_nat_geo, tl.trans(new_geo), tl.dot(q_nat_sem, tl.trans(new_sem)))
+            s = narrow(s, M, S, NT) * PLAIN
             s = tl.where(seen[None, :], s, -float("inf"))
-            p, m, d, r = softmax_step(s, m, d, f)
+            p, m, d, r = softmax_step(s, m, d, f, SHIFT)
             acc = plain_values(acc, p, r, tail_v + at * DV, n, DV, seen, V, DV, VP, M, S, NT)
 
     rows = row < G
@@ -159,11 +160,11 @@ def decode_kernel(
         some = tl.where(d == 0.0, 1.0, d)
         inv = tl.where(d == 0.0, 0.0, 1.0 / some)
         store_planes(acc, out, widen(head, M, S) * DV, widen(inv, M, S), tl.arange(0, M) < G, V, DV, VP, M)
-        tl.store(lse + head, tl.where(d == 0.0, -float("inf"), (m * f + tl.log2(some)) * LN2), mask=rows)
+        tl.store(lse + head, tl.where(d == 0.0, -float("inf"), (m * f - SHIFT + tl.log2(some)) * LN2), mask=rows)
     else:
         total = PARTITIONS + (1 if R > 0 else 0)
         slot = head * total + part
-        tl.store(part_m + slot, m * f, mask=rows)
+        tl.store(part_m + slot, m * f - SHIFT, mask=rows)
         tl.store(part_d + slot, d, mask=rows)
         saw = first < last
         if R > 0:
@@ -185,9 +186,13 @@ def launch(
     *,
     passes: int,
     partitions: int,
+    stages: int = STAGES,
+    registers: int | None = None,
+    overlap: bool = True,
 ) -> None:
     """q_sem [B,Hq,S], q_geo [B,Hq,G] and the cache to `scratch` (2-pass) or to out [B,Hq,V] and lse [B,Hq] (1-pass)."""
     batch, q_heads, _ = q_sem.shape
+    options = {"maxnreg": registers} if registers else {}
     tail = cache.policy.resid
     programs = 1 if passes == 1 else partitions + (tail > 0)
     if programs == 0:
@@ -205,8 +210,13 @@ def launch(
         cache.kv_heads, slots_of(sem), partitions,
         SEM=BITS[sem.kind], GEO=BITS[geo.kind], V=BITS[v.kind], DS=sem.dim, DG=geo.dim, DV=v.dim, G=group, R=tail,
         M=max(16, next_power_of_2(group)), N=BLOCK, NT=TAIL_BLOCK, HAS_NULL=seed is not None, ONE_PASS=one_pass,
-        ASM=not interpreted(), num_warps=1, num_stages=STAGES,
+        ASM=not interpreted(), PDL=overlap and not one_pass and overlaps(q_sem), num_warps=1, num_stages=stages, **options,
     )  # fmt: skip
+
+
+def overlaps(x: Tensor) -> bool:
+    """Whether a kernel can be put in place while the one before it still runs (programmatic dependent launch)."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _stored(part: Part, *, words: bool) -> Tensor:

@@ -54,11 +54,14 @@ def scores(
 
 
 @triton.jit
-def softmax_step(s, m, d, f):
-    """One step of the online softmax in base 2; f [M] > 0 turns scores into log2. Returns p, m, d, the rescale r."""
+def softmax_step(s, m, d, f, SHIFT: tl.constexpr):
+    """One step of the online softmax in base 2; f [S] > 0 turns scores into log2. Returns p, m, d, the rescale r.
+
+    p, d (and what comes of p) are 2^SHIFT times what m says: see SHIFT in `decode_kernel`.
+    """
     top = tl.maximum(m, tl.max(s, 1))
     base = tl.where(top == -float("inf"), 0.0, top) * f
-    p = tl.exp2(s * f[:, None] - base[:, None])
+    p = tl.exp2(s * f[:, None] - (base - SHIFT)[:, None])
     r = tl.exp2(m * f - base)
     return p, top, d * r + tl.sum(p, 1), r
 
@@ -147,29 +150,36 @@ def plain_values(
 
 
 @triton.jit
-def seed_values(v, KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, SEED: tl.constexpr):
-    """The accumulators: the null token's v (pointer, stride) in every row, or zeros. In the planes of `values`."""
+def seed_plane(v, at, PLANE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, M: tl.constexpr, W: tl.constexpr):
+    """Plane PLANE (see above: elements 2j + 0, 16, 1, 17 of q4_0, 2j + 0, 1 of q8_0) of the group at element `at`."""
+    if KIND == 4:
+        c = at + 2 * tl.arange(0, W) + (PLANE % 2) * 16 + PLANE // 2
+        unit = 16.0 / UNIT if PLANE % 2 == 1 else 1.0 / UNIT
+    else:
+        c = at + 2 * tl.arange(0, W) + PLANE
+        unit = 1.0 / UNIT
+    x = tl.load(v[0] + c * v[1], mask=c < D, other=0.0).to(tl.float32) * unit
+    return tl.broadcast_to(x[None, :], (M, W))
+
+
+@triton.jit
+def seed_values(v, unit, KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, SEED: tl.constexpr):
+    """The accumulators: `unit` times the null token's v (pointer, stride) in every row, or zeros. Planes as in `values`."""
     acc = ()
     if KIND == 16:
         if SEED:
             d = tl.arange(0, DP)
-            x = tl.load(v[0] + d * v[1], mask=d < D, other=0.0).to(tl.float32)
+            x = tl.load(v[0] + d * v[1], mask=d < D, other=0.0).to(tl.float32) * unit
             acc = acc + (tl.broadcast_to(x[None, :], (M, DP)),)
         else:
             acc = acc + (tl.zeros((M, DP), tl.float32),)
     else:
         W: tl.constexpr = 8 if KIND == 4 else 16
-        w = tl.arange(0, W)
         nothing = tl.zeros((M, W), tl.float32)
         for g in tl.static_range((D + 31) // 32):
             for plane in tl.static_range(4 if KIND == 4 else 2):
                 if SEED:
-                    # planes of q4_0 hold elements 2j, 2j+16, 2j+1, 2j+17; of q8_0 2j, 2j+1
-                    first: tl.constexpr = (plane % 2) * 16 + plane // 2 if KIND == 4 else plane
-                    unit: tl.constexpr = 16.0 / UNIT if KIND == 4 and plane % 2 == 1 else 1.0 / UNIT
-                    c = 32 * g + 2 * w + first
-                    x = tl.load(v[0] + c * v[1], mask=c < D, other=0.0).to(tl.float32) * unit
-                    acc = acc + (tl.broadcast_to(x[None, :], (M, W)),)
+                    acc = acc + (seed_plane(v, 32 * g, plane, KIND, D, M, W) * unit,)
                 else:
                     acc = acc + (nothing,)
             acc = acc + (nothing,)

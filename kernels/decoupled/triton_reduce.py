@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.decoupled.cache import QuantizedCache
-from kernels.decoupled.triton_decode import NullRows, Scratch, null_arguments
+from kernels.decoupled.triton_decode import NullRows, Scratch, null_arguments, overlaps
 from kernels.decoupled.triton_parts import null_score
 from kernels.device import next_power_of_2
 
@@ -29,7 +29,7 @@ def reduce_kernel(
     null_sem, null_geo, null_v, ns_b, ns_h, ns_d, ng_b, ng_h, ng_d, nv_b, nv_h, nv_d,
     packed, part_m, part_d, part_o, out, lse, HQ, TOTAL, PARTITIONS,
     DS: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr, G: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-    HAS_NULL: tl.constexpr,
+    HAS_NULL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (B * Hq): merge TOTAL partial results (T >= TOTAL, a power of two) in a fixed order, C at a time.
 
@@ -44,10 +44,7 @@ def reduce_kernel(
     t = tl.arange(0, T)
     c = tl.arange(0, C)
     dv = tl.arange(0, VP)
-    m_T = tl.load(part_m + bh * TOTAL + t, mask=t < TOTAL, other=-float("inf"))
-    d_T = tl.load(part_d + bh * TOTAL + t, mask=t < TOTAL, other=0.0)
     stored = tl.load(packed + b)
-    m = tl.max(m_T, 0)
     if HAS_NULL:
         one = tl.full((1,), 1.0, tl.float32)
         k_s = (null_sem + b * ns_b + kv * ns_h, ns_d)
@@ -55,6 +52,13 @@ def reduce_kernel(
         qs = (q_sem + b * qs_b + h * qs_h, qs_h, qs_d)
         qg = (q_geo + b * qg_b + h * qg_h, qg_h, qg_d)
         s_null = tl.sum(null_score(qs, qg, k_s, k_g, one, 1, DS, DG, 1), 0) * LOG2E
+        v = tl.load(null_v + b * nv_b + kv * nv_h + dv * nv_d, mask=dv < DV, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()  # until here only what the decode kernel does not write
+    m_T = tl.load(part_m + bh * TOTAL + t, mask=t < TOTAL, other=-float("inf"))
+    d_T = tl.load(part_d + bh * TOTAL + t, mask=t < TOTAL, other=0.0)
+    m = tl.max(m_T, 0)
+    if HAS_NULL:
         m = tl.maximum(m, s_null)
     base = tl.where(m == -float("inf"), 0.0, m)
     w_T = tl.where(m_T == -float("inf"), 0.0, tl.exp2(m_T - base))
@@ -71,7 +75,6 @@ def reduce_kernel(
     if HAS_NULL:
         w = tl.exp2(s_null - base)
         d += w
-        v = tl.load(null_v + b * nv_b + kv * nv_h + dv * nv_d, mask=dv < DV, other=0.0).to(tl.float32)
         acc += w * v
     some = tl.where(d == 0.0, 1.0, d)
     o = tl.where(d == 0.0, 0.0, acc / some)
@@ -91,13 +94,15 @@ def launch(
     lse: Tensor,
     *,
     partitions: int,
+    overlap: bool = True,
 ) -> None:
     """scratch (of `triton_decode.launch`) and the null token to out [B,Hq,V] and lse [B,Hq]."""
     batch, q_heads, _ = q_sem.shape
+    pdl = overlap and overlaps(q_sem)
     total = partitions + (cache.policy.resid > 0)
     asked = (q_sem, q_geo, *q_sem.stride(), *q_geo.stride()) if null else (None,) * 8
     reduce_kernel[(batch * q_heads,)](
         *asked, *null_arguments(null), cache.packed, *scratch, out, lse, q_heads, total, partitions,
         DS=cache.sem.dim, DG=cache.geo.dim, DV=cache.v.dim, G=q_heads // cache.kv_heads,
-        T=next_power_of_2(max(total, 1)), C=CHUNK, HAS_NULL=null is not None, num_warps=1,
+        T=next_power_of_2(max(total, 1)), C=CHUNK, HAS_NULL=null is not None, PDL=pdl, num_warps=1, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
