@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pods.tree import PACKAGES, source_root, tree_files
+from pods.tree import PACKAGES, source_root
 
 CASES = "kernels/decoupled/parity.py"
 FEW = (CASES, "    return made\n", "    return made[:6]\n")
@@ -19,11 +19,8 @@ SUITE = "decoupled"
 
 def make_tree(root: Path, *changes: tuple[str, str, str]) -> Path:
     """A copy of the packages under `root`, where each (file, line, other line) is applied once."""
-    for path in tree_files(source_root()):
-        copy = root / path.relative_to(source_root())
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    assert all((root / p).is_dir() for p in PACKAGES)
+    for package in PACKAGES:
+        shutil.copytree(source_root() / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in changes:
         change(root, name, old, new)
     return root
