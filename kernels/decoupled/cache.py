@@ -14,7 +14,8 @@ Shape letters: B rows, H KV heads, T new tokens, C capacity, R ring slots, D val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from kernels.decoupled.part import Part, put, take
 from kernels.decoupled.policy import KVCachePolicy, storage_slots
 from kernels.decoupled.reference import Tail
+from kernels.device import runs_triton
 
 Parts3 = tuple[Tensor, Tensor, Tensor]
 
@@ -112,10 +114,19 @@ class QuantizedCache:
         if check and (self.longest + tokens > self.capacity or counts is not None):
             self._refuse_full(counts_B, tokens)
         if step:
-            _step_of(self)(k_sem, k_geo, v)
+            self._append_step(k_sem, k_geo, v)
         else:
             self._append_many(new, counts_B)
         self.longest = min(self.longest + tokens, self.capacity)
+
+    def _append_step(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> None:
+        """One token a row: one launch where Triton runs, unless KERNELS_BACKEND=reference says otherwise."""
+        if runs_triton(self.lengths) and os.environ.get("KERNELS_BACKEND") != "reference":
+            from kernels.decoupled.triton_append import append_step
+
+            append_step(self, k_sem, k_geo, v)
+        else:
+            self._append_one(k_sem, k_geo, v)
 
     def _append_one(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> None:
         """One token a row, with index arithmetic on the device: the definition of `triton_append.append_step`."""
@@ -256,10 +267,6 @@ class QuantizedCache:
                     f"row {row} is full: {length} tokens and {count} more do not fit its capacity of {self.capacity}"
                 )
         self.longest = max(lengths)
-
-
-def _step_of(cache: QuantizedCache) -> Callable[[Tensor, Tensor, Tensor], None]:
-    return cache._append_one
 
 
 def _refuse_not_finite(new: Parts3, real_BT: Tensor) -> None:

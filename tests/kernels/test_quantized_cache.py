@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,17 @@ DIMS = (12, 40, 32)
 HEADS = 2
 Q4Q8Q4 = "ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32"
 POLICIES = (Q4Q8Q4, "ksem=fp16,kgeo=q4_0@32,v=q8_0@32", "ksem=q8_0@32,kgeo=fp16,v=fp16")
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "triton"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_definition() -> Iterator[None]:
+    """Steps by PyTorch; the tests that take `backend` run the kernel as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERNELS_BACKEND", "reference")
+        yield
 
 
 def make(resid: int = 4, batch: int = 2, capacity: int = 20, formats: str = Q4Q8Q4, **kw: Any) -> QuantizedCache:
@@ -154,16 +166,21 @@ TestAgainstLists = Against.TestCase
 
 @pytest.mark.parametrize("formats", POLICIES)
 @pytest.mark.parametrize("resid", [0, 1, 4, 64])
-def test_how_the_tokens_came_changes_no_bit(formats: str, resid: int) -> None:
-    """17 tokens at once, one by one, and in chunks; compared as stored."""
-    new = tokens(17)
+@BACKENDS
+def test_how_the_tokens_came_changes_no_bit(
+    formats: str, resid: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, one by one, and in chunks; compared as stored."""
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
+    count = 17 if backend == "reference" else 6
+    new = tokens(count)
     caches = [make(resid, formats=formats) for _ in range(3)]
-    for cache, chunk in zip(caches, (17, 1, 5), strict=True):
-        for at in range(0, 17, chunk):
+    for cache, chunk in zip(caches, (count, 1, 5), strict=True):
+        for at in range(0, count, chunk):
             k_sem, k_geo, v = (x[:, :, at : at + chunk] for x in new)
             cache.append(k_sem, k_geo, v)
     assert same(caches[0], caches[1]) and same(caches[0], caches[2])
-    assert caches[0].packed.tolist() == [max(0, 17 - resid)] * 2
+    assert caches[0].packed.tolist() == [max(0, count - resid)] * 2
 
 
 def test_a_step_looks_at_nothing_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +212,9 @@ def test_a_full_row_is_refused_whole() -> None:
     cache.check()
 
 
-def test_steps_into_a_full_row_are_flagged() -> None:
+@BACKENDS
+def test_steps_into_a_full_row_are_flagged(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
     cache = make(resid=3)
     cache.append(*tokens(20), torch.tensor([18, 20]))
     before = [x[1].clone() for x in used(cache)[:-1]]
@@ -220,8 +239,10 @@ def test_replays_are_told(device: torch.device) -> None:
         cache.append(*tokens(1))
 
 
-def test_truncate_does_not_unquantize() -> None:
+@BACKENDS
+def test_truncate_does_not_unquantize(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below `packed` the tail is empty; the next tokens fill it again."""
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
     cache = make(resid=4)
     cache.append(*tokens(12))
     cache.truncate(5)
@@ -295,7 +316,9 @@ def test_padding_may_hold_anything() -> None:
     assert all(x.isfinite().all() for x in cache.dequantized(torch.float32))
 
 
-def test_a_nan_in_a_step_is_not_hidden() -> None:
+@BACKENDS
+def test_a_nan_in_a_step_is_not_hidden(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
     cache = make(resid=0)
     k_sem, k_geo, v = tokens(1)
     k_sem[0, 0, 0, 3] = torch.nan
