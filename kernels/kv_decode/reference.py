@@ -133,8 +133,8 @@ def attention_with_kv_cache_reference(
 
 def full(row: int, length: int, tokens: int, capacity: int) -> str:
     """What every part of this family says of a row that cannot take more tokens."""
-    if length < 0:
-        return f"row {row} has a length of {length}: lengths are 0 or more"
+    if length < 0 or not tokens:
+        return f"row {row} has a length of {length}: lengths are 0 to the capacity, {capacity}"
     return f"row {row} holds {length} tokens and {tokens} more do not fit: the cache's capacity is {capacity}"
 
 

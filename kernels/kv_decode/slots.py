@@ -13,7 +13,7 @@ from torch import Tensor
 
 def fitting(wanted_B: Tensor, lengths_B: Tensor, tokens: int, capacity: int) -> Tensor:
     """bool[B]: rows that may take wanted_B[b] of `tokens` new tokens."""
-    return (wanted_B >= 0) & (wanted_B <= tokens) & (lengths_B + wanted_B <= capacity)
+    return (wanted_B >= 0) & (wanted_B <= tokens) & (lengths_B >= 0) & (lengths_B <= capacity - wanted_B)
 
 
 def put(new_BKTD: Tensor, old_BKCD: Tensor, lengths_B: Tensor, taken_B: Tensor) -> None:

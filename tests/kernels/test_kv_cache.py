@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.checks import judge
 from kernels.kv_decode.cache import KVCache
+from kernels.kv_decode.parity import sdpa
 from kernels.kv_decode.reference import attention_reference
 
 KV_HEADS, GROUP, DIM, V_DIM, LIMIT = 2, 2, 8, 4, 12
@@ -309,3 +310,44 @@ def test_a_thousand_steps_hold_memory_flat(device: torch.device, monkeypatch: py
             seen.append((*live_bytes(), allocated))
     assert len(set(seen)) == 1, seen
     assert cache.lengths.tolist() == [1000] and cache.longest == 1000
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_replayed_until_the_cache_is_full() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    device = torch.device("cuda")
+    cache = KVCache(3, 8, KV_HEADS, 64, dtype=torch.float16, device=device)
+    first = torch.randn(2, 3, KV_HEADS, 6, 64, device=device, dtype=torch.float16)
+    cache.append(first[0], first[1], torch.tensor([0, 3, 6]))
+    warm = cache.fork([0, 1, 2])
+    q = torch.randn(3, KV_HEADS * GROUP, 1, 64, device=device, dtype=torch.float16)
+    kv = torch.randn(2, 3, KV_HEADS, 1, 64, device=device, dtype=torch.float16)
+    warm.attend(q, kv[0], kv[1])  # compiles outside of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = cache.attend(q, kv[0], kv[1])
+    assert cache.lengths.tolist() == [0, 3, 6]  # captured, not run
+    lengths = [0, 3, 6]
+    for step in range(3):
+        q.normal_()
+        kv.normal_()
+        graph.replay()
+        if step:
+            cache.replayed(1)
+        full = [n == 8 for n in lengths]
+        lengths = [min(8, n + 1) for n in lengths]
+        assert cache.lengths.tolist() == lengths
+        want = attention_reference(q, cache.k, cache.v, kv_lens=cache.lengths)
+        assert isinstance(want, Tensor)
+        for b, n in enumerate(lengths):
+            if full[b]:
+                assert not out[b].any()
+                continue
+            peer = sdpa(q[b : b + 1], cache.k[b : b + 1, :, :n], cache.v[b : b + 1, :, :n], True, None)
+            verdict = judge(out[b], want[b], peer[0])
+            assert verdict.ok, (step, b, verdict)
+    with pytest.raises(ValueError, match=r"row 2 holds 8 tokens and 1 more do not fit"):
+        cache.check()
+    cache.check(values=True)
+    assert cache.longest == 8

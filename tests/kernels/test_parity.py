@@ -1,4 +1,4 @@
-"""The gate itself: it covers what it says, passes the kernels, and says no-go to broken ones, with the line to repeat."""
+"""The gate itself: it covers what it says, passes the kernels, and says no-go to broken ones with the line to repeat"""
 
 from __future__ import annotations
 
