@@ -16,19 +16,19 @@ from workloads.contract.rundir import OrchHome
 LOCAL = "local"
 
 
-def open_pod(home: OrchHome, name: str, spec: PodSpec) -> Pod:
-    """The pod `name`. `home` is this machine's. The caller closes it."""
+def open_pod(home: OrchHome, name: str, spec: PodSpec, *, reach_s: float | None = None) -> Pod:
+    """The pod `name`. `home` is this machine's. The caller closes it. `reach_s`: see `SshTransport`."""
     if spec.local:
         return LocalPod(home, LocalTransport())
     from pods.transport.ssh import SshTransport
 
-    return FarPod(name, SshTransport(name, spec), root=spec.root, python=spec.python)
+    return FarPod(name, SshTransport(name, spec, reach_s=reach_s), root=spec.root, python=spec.python)
 
 
-def find_pod(home: OrchHome, name: str) -> tuple[PodSpec, Pod]:
+def find_pod(home: OrchHome, name: str, *, reach_s: float | None = None) -> tuple[PodSpec, Pod]:
     """The pod that the inventory knows by `name`, not yet connected. SpecError E-INV-020 when it knows none."""
     spec = find_spec(home, name)
-    return spec, open_pod(home, name, spec)
+    return spec, open_pod(home, name, spec, reach_s=reach_s)
 
 
 def find_spec(home: OrchHome, name: str) -> PodSpec:

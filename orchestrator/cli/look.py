@@ -66,12 +66,13 @@ def _asked(view: RunView) -> bool:
 def _survey() -> list[Look]:
     """Every pod of the inventory asked; [] and nothing imported where it has none on another machine."""
     from orchestrator.runs.fleet import far_pods, has_far_pods, survey
+    from orchestrator.runs.source import REACH_S
     from workloads.contract.errors import OrchError
 
     if not has_far_pods(home()):
         return []
     try:
-        return survey(home(), far_pods(home()))
+        return survey(home(), far_pods(home()), reach_s=REACH_S)
     except OrchError as e:  # an inventory that is wrong: the runs of this machine are shown all the same
         hint(e.render())
         return []

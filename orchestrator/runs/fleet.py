@@ -67,12 +67,15 @@ def far_pods(home: OrchHome) -> dict[str, PodSpec]:
     return {name: spec for name, spec in load_inventory(home).pods.items() if not spec.local}
 
 
-def survey(home: OrchHome, pods: Mapping[str, PodSpec], open_pod: Opener | None = None) -> list[Look]:
+def survey(
+    home: OrchHome, pods: Mapping[str, PodSpec], open_pod: Opener | None = None, *, reach_s: float | None = None
+) -> list[Look]:
     """Ask all of `pods` at once; copies and index are up to date then. The caller closes the pods (`close_all`).
 
-    A pod that is not connected after 7 s, or has not answered after 30 s, is not waited for.
+    A pod that gives no sign of life for `reach_s`, is not connected after 7 s, or has not answered after 30 s, is not
+    waited for.
     """
-    opener = open_pod or _opener(home)
+    opener = open_pod or _opener(home, reach_s)
     rows = list_runs(home)
     looks, threads = [], []
     for name, spec in pods.items():
@@ -94,10 +97,10 @@ def survey(home: OrchHome, pods: Mapping[str, PodSpec], open_pod: Opener | None 
     return looks
 
 
-def _opener(home: OrchHome) -> Opener:
+def _opener(home: OrchHome, reach_s: float | None) -> Opener:
     from pods.access import open_pod
 
-    return lambda name, spec: open_pod(home, name, spec)
+    return lambda name, spec: open_pod(home, name, spec, reach_s=reach_s)
 
 
 def _asks(home: OrchHome, rows: list[IndexRow], pod: str) -> dict[str, Ask]:

@@ -24,6 +24,7 @@ from workloads.contract.rundir import OrchHome, RunDir
 FAR_POLL_S = 0.5
 RETRY_S = (1.0, 10.0)
 ASK_S = 20.0
+REACH_S = 2.0  # for a sign of life of a pod, where its copy can be shown instead
 WAKE_S = 45.0  # a keeper may take 20 s to start, after one that hangs was ended
 FIRST_BUDGET = 1 << 20
 MAX_ROUNDS = 100_000
@@ -133,6 +134,7 @@ class FarSource:
         self.reachable: bool | None = None
         self.error: OrchError | None = None
         self.size_bytes = 0  # fetched by this source so far
+        self.reach_s: float | None = None  # see `SshTransport`; None: as long as any command waits
         self._connect = connect
         self._pod: Any = None
         self._budget = FIRST_BUDGET
@@ -252,9 +254,10 @@ def source_of(home: OrchHome, run: str, pod: str) -> Source:
     def connect() -> Any:
         from pods.access import find_pod
 
-        return find_pod(home, pod)[1]
+        return find_pod(home, pod, reach_s=source.reach_s)[1]
 
-    return FarSource(home, home.mirrored(run), pod, connect)
+    source = FarSource(home, home.mirrored(run), pod, connect)
+    return source
 
 
 def resolve(home: OrchHome, ref: str) -> Source:

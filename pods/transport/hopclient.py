@@ -61,6 +61,13 @@ class Way:
     timeout_s: float
     login: bool = True
     """False: only to see the host key"""
+    reach_s: float | None = None
+    """for a sign of life: TCP's answer, the first line of sshd's; default: `timeout_s`"""
+
+    @property
+    def sign_s(self) -> float:
+        """A ProxyCommand has to begin first: it gets all the time."""
+        return self.timeout_s if self.reach_s is None or self.hop.proxy_command else self.reach_s
 
 
 class HopClient(paramiko.SSHClient):
@@ -78,7 +85,7 @@ class HopClient(paramiko.SSHClient):
         way = self.way
         started = time.monotonic()
         if sock is None:
-            sock = self._proxied() if way.hop.proxy_command else dial(way.pod, way.hop, way.timeout_s)
+            sock = self._proxied() if way.hop.proxy_command else self._dialled()
         try:
             key = self._exchange(sock, list(way.accepted), started)
             if way.accepted and key is None:  # none of those that we know: which one, then?
@@ -98,6 +105,9 @@ class HopClient(paramiko.SSHClient):
             self.close()
             raise
 
+    def _dialled(self) -> socket.socket:
+        return dial(self.way.pod, self.way.hop, self.way.timeout_s, self.way.sign_s)
+
     def _live(self) -> paramiko.Transport:
         transport = self.get_transport()
         assert transport is not None
@@ -111,7 +121,7 @@ class HopClient(paramiko.SSHClient):
                 address = (self.way.hop.host, self.way.hop.port)
                 return sock.transport.open_channel("direct-tcpip", address, ("", 0), timeout=self.way.timeout_s)
             raise self._error("E-SSH-039", "cannot be reached a second time to see its host key")
-        return self._proxied() if self.way.hop.proxy_command else dial(self.way.pod, self.way.hop, self.way.timeout_s)
+        return self._proxied() if self.way.hop.proxy_command else self._dialled()
 
     def _exchange(self, sock: Any, accepted: list[str], started: float) -> str | None:
         """Key exchange, bounded. The key shown as text; None when the host has none of the kinds in `accepted`."""
@@ -124,7 +134,9 @@ class HopClient(paramiko.SSHClient):
         transport.channel_timeout = timeout_s
         done = threading.Event()
         transport.start_client(event=done)
-        finished = done.wait(timeout_s)
+        finished = done.wait(self.way.sign_s)
+        if not finished and transport.remote_version:  # it lives
+            finished = done.wait(timeout_s - self.way.sign_s)
         if finished and transport.is_active() and transport.initial_kex_done:
             key = transport.get_remote_server_key()
             return f"{key.get_name()} {key.get_base64()}"
@@ -138,7 +150,7 @@ class HopClient(paramiko.SSHClient):
     def _failed(self, error: Exception | None, finished: bool, banner: str, waited_s: float) -> OrchError:
         if not finished:
             what = "does not finish the key exchange" if banner else "accepts connections, but its sshd does not answer"
-            return self._error("E-SSH-034", what, f"waited {self.way.timeout_s:g} s")
+            return self._error("E-SSH-034", what, f"waited {self.way.timeout_s if banner else self.way.sign_s:g} s")
         if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
             return self._error("E-SSH-037", "has no algorithm in common with us", error)
         if "Indecipherable" in str(error) or "Invalid SSH banner" in str(error):
@@ -203,10 +215,10 @@ def unreachable(
     )  # fmt: skip
 
 
-def dial(pod: str, hop: Hop, timeout_s: float) -> socket.socket:
-    """A TCP connection to `hop`, each of its addresses tried within `timeout_s` together."""
-    deadline = time.monotonic() + timeout_s
+def dial(pod: str, hop: Hop, timeout_s: float, reach_s: float) -> socket.socket:
+    """A TCP connection to `hop`: `timeout_s` for its name, then `reach_s` for all of its addresses together."""
     found = _addresses(pod, hop, timeout_s)
+    deadline = time.monotonic() + reach_s
     last: OSError | None = None
     for i, (family, kind, proto, _, address) in enumerate(found):
         sock = socket.socket(family, kind, proto)
@@ -219,7 +231,7 @@ def dial(pod: str, hop: Hop, timeout_s: float) -> socket.socket:
             last = e
         else:
             return sock
-    raise _no_connection(pod, hop, last, timeout_s, str(found[-1][4][0]) if found else hop.host)
+    raise _no_connection(pod, hop, last, reach_s, str(found[-1][4][0]) if found else hop.host)
 
 
 def _addresses(pod: str, hop: Hop, timeout_s: float) -> list[Any]:

@@ -54,13 +54,18 @@ mv -f -- "$t" "$f" || exit 12
 
 
 class SshTransport:
-    """The transport to the pod `name` of the inventory. Threads may share it."""
+    """The transport to the pod `name` of the inventory. Threads may share it.
+
+    `timeout_s` is for each step of connecting. `reach_s`: who has something else to show does not wait longer than that
+    for a sign of life, which is TCP's answer, and then the first line of sshd's.
+    """
 
     def __init__(
-        self, name: str, spec: PodSpec, *, config_file: Path | None = None, timeout_s: float = CONNECT_S
-    ) -> None:
+        self, name: str, spec: PodSpec, *, config_file: Path | None = None, timeout_s: float = CONNECT_S,
+        reach_s: float | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.spec = name, spec
-        self._config_file, self._timeout_s = config_file, timeout_s
+        self._config_file, self._timeout_s, self._reach_s = config_file, timeout_s, reach_s
         self._lock = threading.Lock()
         self._link: Link | None = None
 
@@ -74,7 +79,7 @@ class SshTransport:
                 self._link.close()
                 self._link = None
             if self._link is None:
-                self._link = open_link(self.name, self.spec, self._config_file, self._timeout_s)
+                self._link = open_link(self.name, self.spec, self._config_file, self._timeout_s, self._reach_s)
             return self._link.transport
 
     def run(

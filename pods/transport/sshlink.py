@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fabric
@@ -54,7 +54,9 @@ class Link:
             shut(connection.client.close)
 
 
-def open_link(name: str, spec: PodSpec, config_file: Path | None, timeout_s: float) -> Link:
+def open_link(
+    name: str, spec: PodSpec, config_file: Path | None, timeout_s: float, reach_s: float | None = None
+) -> Link:
     """The connection to the pod, authenticated at every hop. RefusedError, LocalError or UnreachableError."""
     assert spec.ssh is not None
     hops = resolve(spec.ssh, identity=spec.identity, config_file=config_file)
@@ -63,6 +65,7 @@ def open_link(name: str, spec: PodSpec, config_file: Path | None, timeout_s: flo
     pinned = hostkeys.parse_key(spec.host_key, where=f"pods.{name}.host_key")
     ways = [_jump(name, spec, hop, i, timeout_s, None) for i, hop in enumerate(hops[:-1])]
     ways.append(Way(name, hops[-1], (pinned,), _same(name, (pinned,), hostkeys.changed), timeout_s))
+    ways = [replace(way, reach_s=min(reach_s or timeout_s, timeout_s)) for way in ways]
     return _tried(lambda: _through(ways, strict=spec.identity is not None), timeout_s)
 
 

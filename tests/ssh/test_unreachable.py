@@ -24,8 +24,8 @@ from workloads.contract.errors import OrchError, RefusedError, UnreachableError
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKPzx5poKyjohHcP634JJWCQebDacnj2JUCepgrwjTIw"
 
 
-def told(ssh: str, timeout_s: float = 1.0) -> tuple[OrchError, float]:
-    transport = SshTransport("box", PodSpec(ssh=ssh, host_key=KEY), timeout_s=timeout_s)
+def told(ssh: str, timeout_s: float = 1.0, reach_s: float | None = None) -> tuple[OrchError, float]:
+    transport = SshTransport("box", PodSpec(ssh=ssh, host_key=KEY), timeout_s=timeout_s, reach_s=reach_s)
     started = time.monotonic()
     with pytest.raises(UnreachableError) as caught:
         transport.run(["true"], timeout_s=5)
@@ -129,6 +129,15 @@ def test_what_hangs_after_its_banner_or_is_no_sshd_at_all() -> None:
         assert told(f"r@127.0.0.1:{port}", 2.0)[0].code == "E-SSH-036"
     with server(b"SSH-2.0-x\r\n" + random.Random(1).randbytes(5000), close=False) as port:
         assert told(f"r@127.0.0.1:{port}", 1.0)[0].exit_code == 4
+
+
+def test_a_sign_of_life_is_waited_for_less_long_and_what_follows_is_not() -> None:
+    with server(b"", close=False) as port:
+        e, took_s = told(f"r@127.0.0.1:{port}", 3.0, reach_s=0.3)
+        assert e.code == "E-SSH-034" and e.value == "waited 0.3 s" and took_s < 2
+    with server(b"SSH-2.0-x\r\n", close=False) as port:
+        e, took_s = told(f"r@127.0.0.1:{port}", 1.0, reach_s=0.2)
+        assert "key exchange" in e.what and e.value == "waited 1 s" and took_s > 0.9
 
 
 @pytest.mark.long
