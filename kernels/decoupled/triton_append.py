@@ -107,7 +107,7 @@ def append_part(
         tl.store(ring + c_hi, x_hi, mask=comes & (c_hi < D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CAPACITY", "H"])
 def append_kernel(
     k_sem, k_geo, v, ks_b, ks_h, ks_d, kg_b, kg_h, kg_d, v_b, v_h, v_d,
     tail_sem, tail_geo, tail_v, sem_codes, sem_scales, geo_codes, geo_scales, v_codes, v_scales,

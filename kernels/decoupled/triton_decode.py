@@ -47,7 +47,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["KVH", "PARTITIONS"])
 def decode_kernel(
     q_sem, q_geo, qs_b, qs_h, qs_d, qg_b, qg_h, qg_d,
     sem_codes, sem_scales, geo_codes, geo_scales, v_codes, v_scales,
@@ -210,7 +210,8 @@ def launch(
         cache.kv_heads, slots_of(sem), partitions,
         SEM=BITS[sem.kind], GEO=BITS[geo.kind], V=BITS[v.kind], DS=sem.dim, DG=geo.dim, DV=v.dim, G=group, R=tail,
         M=max(16, next_power_of_2(group)), N=BLOCK, NT=TAIL_BLOCK, HAS_NULL=seed is not None, ONE_PASS=one_pass,
-        ASM=not interpreted(), PDL=overlap and not one_pass and overlaps(q_sem), num_warps=1, num_stages=stages, **options,
+        ASM=not interpreted(), PDL=overlap and not one_pass and overlaps(q_sem),
+        num_warps=1, num_stages=stages, **options,
     )  # fmt: skip
 
 

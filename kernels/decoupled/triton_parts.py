@@ -164,7 +164,7 @@ def seed_plane(v, at, PLANE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, 
 
 @triton.jit
 def seed_values(v, unit, KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, SEED: tl.constexpr):
-    """The accumulators: `unit` times the null token's v (pointer, stride) in every row, or zeros. Planes as in `values`."""
+    """The accumulators: `unit` times the null token's v (pointer, stride) in every row, or zeros; as in `values`."""
     acc = ()
     if KIND == 16:
         if SEED:
@@ -178,10 +178,7 @@ def seed_values(v, unit, KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, 
         nothing = tl.zeros((M, W), tl.float32)
         for g in tl.static_range((D + 31) // 32):
             for plane in tl.static_range(4 if KIND == 4 else 2):
-                if SEED:
-                    acc = acc + (seed_plane(v, 32 * g, plane, KIND, D, M, W) * unit,)
-                else:
-                    acc = acc + (nothing,)
+                acc = acc + ((seed_plane(v, 32 * g, plane, KIND, D, M, W) * unit) if SEED else nothing,)
             acc = acc + (nothing,)
     return acc
 

@@ -23,7 +23,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HQ", "TOTAL", "PARTITIONS"])
 def reduce_kernel(
     q_sem, q_geo, qs_b, qs_h, qs_d, qg_b, qg_h, qg_d,
     null_sem, null_geo, null_v, ns_b, ns_h, ns_d, ng_b, ng_h, ng_d, nv_b, nv_h, nv_d,
@@ -104,5 +104,6 @@ def launch(
     reduce_kernel[(batch * q_heads,)](
         *asked, *null_arguments(null), cache.packed, *scratch, out, lse, q_heads, total, partitions,
         DS=cache.sem.dim, DG=cache.geo.dim, DV=cache.v.dim, G=q_heads // cache.kv_heads,
-        T=next_power_of_2(max(total, 1)), C=CHUNK, HAS_NULL=null is not None, PDL=pdl, num_warps=1, **({"launch_pdl": True} if pdl else {}),
+        T=next_power_of_2(max(total, 1)), C=CHUNK, HAS_NULL=null is not None, PDL=pdl,
+        num_warps=1, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
