@@ -19,7 +19,8 @@ from workloads.contract.codehash import code_hash
 from workloads.contract.config.job import SUITES
 from workloads.contract.errors import ConflictError, RemoteError, UsageError
 
-INTERPRETER, NO_DRIVER = "interpreter", "-"
+DEVICES = ("auto", "cuda", "cpu")
+INTERPRETER, NO_DRIVER = "interpreter", "-"  # as `workloads.parity.place` writes them
 GO = "go"
 MAX_VERDICTS = 4096
 Verdicts = Sequence[Mapping[str, Any]]
@@ -35,10 +36,16 @@ def parity_job(
     seed: int = 0,
     python: str | None = None,
 ) -> LoadedJob:
-    """The job of `orch parity`. UsageError for a suite that there is not; SpecErrors as for a job file."""
+    """The job of `orch parity`. UsageError for a suite or device that there is not; SpecErrors as for a job file."""
     for suite in suites:
         if suite not in SUITES:
             raise _unknown(suite, suites)
+    if device not in (None, *DEVICES):
+        near = next(iter(get_close_matches(str(device), DEVICES, 1, 0.5)), None)
+        raise UsageError(
+            "E-CLI-004", f"--device cannot be '{device}'", where="orch parity", value=device,
+            expected="auto, cuda or cpu", did_you_mean=near, fix=f"--device {near or 'auto'}",
+        )  # fmt: skip
     asked: dict[str, Any] = {"suites": list(dict.fromkeys(suites)) or list(SUITES), "full": full, "seed": seed}
     asked |= {k: v for k, v in (("only", only), ("device", device)) if v is not None}
     data = {"name": "parity", "kind": "parity", "parity": asked, **({"python": python} if python else {})}

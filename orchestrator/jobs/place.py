@@ -70,7 +70,7 @@ def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Place
     if spec.kind == "parity" and spec.parity.device == "cuda" and not facts.gpus:
         raise SpecError(
             "E-PLAN-014", f"parity was asked for on a GPU, and pod {pod} has none", where=where("parity.device"),
-            value="cuda", expected="device: auto or cpu (Triton's interpreter)", fix="--set parity.device=cpu",
+            value="cuda", expected="auto or cpu (Triton's interpreter)", fix="device: cpu   (orch parity --device cpu)",
         )  # fmt: skip
     found = len(facts.gpus)
     per_rank = (1 if found else 0) if asked.gpus_per_rank == "auto" else asked.gpus_per_rank

@@ -42,6 +42,13 @@ CASES = {
     "18_follow_errors": ("logs", "tiny", "-f", "--errors"),
     "19_bad_code": ("resume", "tiny", "--code", "mine"),
     "20_unknown_option_of_orch": ("--vresion",),
+    "27_unknown_suite": ("parity", "decoupled", "kv-decod"),
+    "28_suite_like_none": ("parity", "x"),
+    "29_device_that_is_none": ("parity", "--device", "gpu"),
+    "30_seed_that_is_none": ("parity", "--seed", "-1"),
+    "31_verdict_of_a_training_run": ("parity", "--run", "tiny"),
+    "32_verdict_and_something_else": ("parity", "kv-decode", "--full", "--run", "tiny"),
+    "33_parity_on_an_unknown_pod": ("parity", "--pod", "lcoal"),
 }
 
 

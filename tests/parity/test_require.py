@@ -17,7 +17,7 @@ from pods.pod import LocalPod
 from pods.transport.local import LocalTransport
 from tests.jobs.test_plan import FACTS, PYTHON, gpus
 from workloads.contract.config.job import SUITES
-from workloads.contract.errors import ConflictError, SpecError, UsageError
+from workloads.contract.errors import ConflictError, UsageError
 from workloads.contract.files import atomic_write_json
 from workloads.contract.rundir import OrchHome
 
@@ -110,5 +110,5 @@ def test_the_job_that_orch_parity_makes_and_the_command_that_made_it() -> None:
     with pytest.raises(UsageError) as e:
         parity_job(["decoupled", "kv-decod"])
     assert e.value.did_you_mean == "kv-decode" and e.value.fix == "orch parity decoupled kv-decode"
-    with pytest.raises(SpecError):
+    with pytest.raises(UsageError, match="--device cannot be 'gpu'"):
         parity_job([], device="gpu")
