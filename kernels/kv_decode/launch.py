@@ -92,7 +92,6 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         "HAS_LENS": call.lens is not None,
         "NEW": new,
         "WRITE": call.write,
-        "WIDE": interpreted() and q.dtype == torch.bfloat16,
         "UNIT": unit,
         "PDL_IN": pdl == 2,
         "PREFETCH": config.prefetch and not interpreted() and k.shape[2] > 0,
@@ -110,6 +109,7 @@ def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
         "HAS_LSE": call.lse_BHS is not None,
         "BLOCK_M": config.block_m,
         "SPLITS": splits,
+        "WIDE": interpreted() and call.q_BHSD.dtype == torch.bfloat16,
     }
 
 

@@ -19,11 +19,14 @@ LN2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def emit(
     m_M, l_M, o_MV, rows_M, keep_M, b, head0, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
-    G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr,
+    G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Normalise and write rows of the output and their natural-log LSE; a row that saw no key is 0 and -inf."""
     some_M = tl.where(l_M == 0.0, 1.0, l_M)
     o_MV = o_MV / some_M[:, None]
+    if WIDE:  # the interpreter cuts fp32 to bf16: round half to even first
+        bits_MV = o_MV.to(tl.int32, bitcast=True)
+        o_MV = ((bits_MV + 0x7FFF + ((bits_MV >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     head_M = (head0 + rows_M % G).to(tl.int64)
     query_M = (rows_M // G).to(tl.int64)
     d = tl.arange(0, BLOCK_DV)
@@ -41,6 +44,7 @@ def combine_kernel(
     part_o, part_ml, out, lse, so_b, so_h, so_s, so_d, kv_heads, queries, m_tiles,
     G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr, SPLITS_POW2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Merge the partials of ROWS rows of a tile; grid (batch * kv_heads, m tiles, ceil(rows of a tile / ROWS)).
 
@@ -75,4 +79,4 @@ def combine_kernel(
         o_CRV = tl.where((l_CR != 0.0)[:, :, None], o_CRV, 0.0)
         o_RV += tl.sum(o_CRV * tl.exp2(m_CR - m_R[None, :])[:, :, None], 0)
     emit(m_R, l_R, o_RV, tile_m * BLOCK_M + r_R, keep_R, bh // kv_heads, (bh % kv_heads) * G, queries, kv_heads,
-         out, lse, so_b, so_h, so_s, so_d, G, DV, BLOCK_DV, HAS_LSE)  # fmt: skip
+         out, lse, so_b, so_h, so_s, so_d, G, DV, BLOCK_DV, HAS_LSE, WIDE)  # fmt: skip

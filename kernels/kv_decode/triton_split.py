@@ -136,7 +136,8 @@ def split_kernel(
 
     scale is in base 2 (softmax scale * log2 e). lens: valid keys before the call (without NEW: valid keys, all told).
     overflow int32[4]: row + 1, length, capacity, new tokens of the first row found that does not fit.
-    WIDE: products of fp32 copies (the interpreter multiplies no bf16). PDL: the launch before, after it overlaps.
+    WIDE: bf16 in the interpreter, which multiplies and rounds none: fp32 copies. PDL_IN, PDL_OUT: the launch
+    before, after this one overlaps it.
     UNIT: strides of keys and values are given in it; 8 lets the compiler know that 16 bytes can be loaded at a time.
     What depends on no length is loaded first, so that its latency is that of the length; what nobody waits for
     (the new token's share, its writing, the flag) comes after the loop.
@@ -244,7 +245,7 @@ def split_kernel(
     keep_M = rows_M < total_rows
     if SPLITS == 1:
         emit(m_M, l_M, acc_MV, rows_M, keep_M, b, h * G, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
-             G, DV, BLOCK_DV, HAS_LSE)  # fmt: skip
+             G, DV, BLOCK_DV, HAS_LSE, WIDE)  # fmt: skip
     else:
         r_M = tl.arange(0, BLOCK_M)
         at = (bh * m_tiles + tile_m).to(tl.int64) * SPLITS + split
