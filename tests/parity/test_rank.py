@@ -172,6 +172,24 @@ def test_a_cell_in_which_two_processes_died_is_wrong_and_the_rest_is_judged(tmp_
     assert wrong[0]["case"] == desk.cases[1]
 
 
+@pytest.mark.long
+def test_a_process_that_lost_its_device_makes_room_for_a_new_one(tmp_path: Path) -> None:
+    """As on a GPU after an illegal access, here by two lines: the row is kept, the step is told, the next goes on."""
+    lost = ("workloads/parity/matrix.py", "        torch.cuda.synchronize()\n", "        raise RuntimeError\n")
+    here = ("workloads/parity/matrix.py", 'not outcome.ok and self._device == "cuda"', "not outcome.ok")
+    wrong, right = a_cell(plan="2p2", null="contiguous"), a_cell(plan="2p2", null="none")
+    two = (
+        CASES,
+        FEW[1],
+        f"    return sorted((c for c in made if c.id in {(wrong, right)!r}), key=lambda c: c.id == {right!r})\n",
+    )
+    desk = make(tmp_path, two, BROKEN, lost, here)
+    assert "unusable for this process" in desk(1, code=1)
+    assert desk.cases == [wrong] and rows_of(desk.run.heartbeat(0))[-1]["step"] == 1
+    desk.died(1, "exited")
+    assert desk(2, code=78).splitlines()[-1] == "no-go: 1 of 2 cells" and desk.cases == [wrong, right]
+
+
 @pytest.mark.parametrize(
     ("asked", "env", "code"),
     [
