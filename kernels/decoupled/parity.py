@@ -31,9 +31,9 @@ FACTORS: Final[Mapping[str, tuple[Any, ...]]] = {
     "plan": ("1p", "2p1", "2p2", "2p3", "2p7", "2p0", "auto"),
     "formats": ("q4q8q4", "fp16", "q8", "fp16q4q8", "q8fp16q4"),
     "dims": ((32, 32, 64), (12, 20, 40), (40, 12, 20), (80, 96, 12), (20, 80, 96)),
-    "prefix": (0, 1, 17, 129, 300),
+    "prefix": (0, 1, 17, 129, 260),
     "null": ("none", "contiguous", "strided", "batched"),
-    "heads": ((2, 2, 2), (1, 4, 2), (3, 8, 2), (2, 8, 1)),
+    "heads": ((2, 2, 2), (1, 4, 2), (3, 4, 1), (2, 8, 1)),
     "resid": (0, 5, 40),
 }
 FULL: Final[Mapping[str, tuple[Any, ...]]] = {
