@@ -175,6 +175,8 @@ def event_words(e: Event) -> str:
 def next_lines(view: RunView) -> list[tuple[str, str]]:
     """(what to type, what it does), fitting the state."""
     run, orch = view.run.run_id, program()
+    if view.info.get("kind") == "parity":
+        return _next_of_parity(view, run, orch)
     if not view.ended:
         dump = [(f"{orch} dump {run}", "the stack of every rank")] if view.ranks else []
         return [
@@ -189,6 +191,14 @@ def next_lines(view: RunView) -> list[tuple[str, str]]:
     if view.state in RESUMABLE:
         lines.append((f"{orch} resume {run}", "go on from the newest checkpoint"))
     return lines
+
+
+def _next_of_parity(view: RunView, run: str, orch: str) -> list[tuple[str, str]]:
+    lines = [(f"{orch} parity --run {run}", "its verdict, cell by cell" if view.ended else "back to it")]
+    if not view.ended:
+        return [*lines, (f"{orch} halt {run}", "stop it between two cells")]
+    lines.append((f"{orch} logs {run}", "what the rank printed"))
+    return [*lines, (f"{orch} resume {run}", "judge the rest")] if view.state == RunState.HALTED else lines
 
 
 def _next(view: RunView) -> list[str]:

@@ -51,14 +51,14 @@ def _newest(reports: Path, day: str, subject: str) -> int:
 
 
 def _text(result: Result, subject: str, day: str, version: int) -> str:
-    d, run, e = result.data, result.view.run, result.environment
+    d, run = result.data, result.view.run
     lines = [f"# {subject}", "", f"{day}, version {version}."]
     if version > 1:
         lines.append(f"It replaces version {version - 1} of the same day.")
     lines += ["", "## Verdict", "", f"**{_verdict(result)}**", "", "## Objectives", "", *_objectives(result)]
     lines += ["", "## Environment", ""]
     lines += [f"- {name}: {one_line(text)}" for name, text in result.facts() if name in ("device", "software", "code")]
-    lines += [f"- pod: {result.pod}, attempt {result.view.attempt}", f"- hash of kernels/: {e.get('code', '-')}"]
+    lines.append(f"- pod: {result.pod}, attempt {result.view.attempt}")
     lines += ["", "## Exact commands", "", "```", str(d.get("command", "-")), "```"]
     lines += ["", "In the rank:", "", "```", *_argv(result), "```", "", "## Results", ""]
     lines += ["```", *cells_table(ordered(result.rows)), "```"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.runs.parity import read_rows, result_of
+from orchestrator.runs.report import next_lines
 from orchestrator.runs.testreport import file_report
 from orchestrator.runs.views import snapshot
 from tests.cli.conftest import Made, make_run
@@ -153,3 +154,17 @@ def test_a_second_report_of_a_day_replaces_the_first_and_overwrites_none(home: O
 
 def test_a_run_without_rows(tmp_path: Path) -> None:
     assert read_rows(RunDir(tmp_path)) == ()
+
+
+def test_what_to_type_next_fits_a_parity_run(home: OrchHome) -> None:
+    made = answered(home, [row("a", "WRONG: y")])
+    ident = made.run.run_id
+
+    def told() -> list[str]:
+        return [command.split(" ", 1)[1] for command, _ in next_lines(snapshot(made.run, time.time()))]
+
+    assert told() == [f"parity --run {ident}", f"logs {ident}"]
+    made.status("halted")
+    assert told()[-1] == f"resume {ident}"
+    made.status("running")
+    assert told() == [f"parity --run {ident}", f"halt {ident}"]

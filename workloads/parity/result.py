@@ -18,7 +18,7 @@ from workloads.contract.records import RunVerdict, as_wire
 from workloads.contract.rundir import OrchHome
 from workloads.parity.book import Row
 from workloads.parity.config import ParityConfig
-from workloads.parity.matrix import family_of, is_good, words
+from workloads.parity.matrix import GOOD, family_of, is_good, words
 from workloads.parity.place import Place
 from workloads.runtime.rankenv import RankEnv
 
@@ -92,7 +92,8 @@ def markdown(env: RankEnv, config: ParityConfig, place: Place, rows: Sequence[Ro
     lines += [f"- {name}: {text}" for name, text in facts]
     lines += ["", "| suite | cell | error | tolerance | worst element | verdict |", "|---|---|---|---|---|---|"]
     for r in ordered:
-        cells = (family_of(r), r["case"], r.get("err"), r.get("tol"), r.get("worst"), words(r))
+        said = words(r) if r.get("err") is None else GOOD if is_good(r) else "WRONG"
+        cells = (family_of(r), r["case"], r.get("err"), r.get("tol"), r.get("worst"), said)
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     wrong = [r for r in ordered if not is_good(r)]
     if wrong:
