@@ -52,13 +52,15 @@ def attention(
     _check_inputs({"q": q, "k": k, "v": v})
     shape = (*q.shape[:3], v.shape[3])
     _check_out(out, shape, q)
+    if kv_lens is not None:
+        kv_lens = _checked_lens("kv_lens", kv_lens, q)
     if choose_backend(q, q.dtype, backend) == "reference":
         wide = torch.promote_types(q.dtype, torch.float32)
         found = attention_reference(q, k, v, causal=causal, scale=scale, kv_lens=kv_lens, dtype=wide, return_lse=True)
         result = found[0].to(q.dtype) if out is None else out.copy_(found[0])
         return (result, found[1].float()) if return_lse else result
     result = torch.empty(shape, dtype=q.dtype, device=q.device) if out is None else out
-    if 0 in (*q.shape[:3], v.shape[3]):
+    if 0 in shape:
         return (result, torch.empty(q.shape[:3], device=q.device)) if return_lse else result
     plan = _plan(q, k, v, causal, scale, block_m, block_n, return_lse)
     plan.run(q, None, None, k, v, kv_lens, out=result)
@@ -181,14 +183,10 @@ def _cache_and_lens(
     batch, kv_heads, tokens, _ = key.shape
     if past is not None and seq_lens is None:
         raise ValueError("seq_lens is missing: int32 [B], the tokens that past_key_value held before this call")
-    if seq_lens is not None and (
-        seq_lens.shape != (batch,) or seq_lens.dtype not in (torch.int32, torch.int64) or seq_lens.device != key.device
-    ):
-        raise ValueError(
-            f"seq_lens must be int32 [{batch}] on {key.device}, "
-            f"not {seq_lens.dtype} {tuple(seq_lens.shape)} on {seq_lens.device}"
-        )
-    lens = torch.zeros(batch, dtype=torch.int32, device=key.device) if seq_lens is None else seq_lens.contiguous()
+    if seq_lens is None:
+        lens = torch.zeros(batch, dtype=torch.int32, device=key.device)
+    else:
+        lens = _checked_lens("seq_lens", seq_lens, key)
     capacity = max_len if past is None else past[0].shape[2]
     for name, new, old in (("key", key, past[0]), ("value", value, past[1])) if past is not None else ():
         want = (batch, kv_heads, capacity, new.shape[-1])
@@ -198,7 +196,7 @@ def _cache_and_lens(
                 f"{tuple(new.shape)} {new.dtype} on {new.device}: it must be {want} of that dtype and device"
             )
     need = tokens if update else 0
-    if check and seq_lens is not None:
+    if seq_lens is not None and (check or past is None):
         for row, length in enumerate(seq_lens.tolist()):
             if past is None and length:
                 raise ValueError(f"row {row} has a length of {length}, but no past_key_value holds those tokens")
@@ -210,6 +208,16 @@ def _cache_and_lens(
         return past, lens
     shape = (batch, kv_heads, max_len)
     return (key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])), lens
+
+
+def _checked_lens(name: str, lens: Tensor, like: Tensor) -> Tensor:
+    """The lengths, contiguous."""
+    if lens.shape != like.shape[:1] or lens.dtype not in (torch.int32, torch.int64) or lens.device != like.device:
+        raise ValueError(
+            f"{name} must be int32 [{like.shape[0]}] on {like.device}, "
+            f"not {lens.dtype} {tuple(lens.shape)} on {lens.device}"
+        )
+    return lens.contiguous()
 
 
 def _check_inputs(tensors: dict[str, Tensor]) -> None:
@@ -230,6 +238,8 @@ def _check_inputs(tensors: dict[str, Tensor]) -> None:
         raise ValueError(
             f"{said} do not fit: {k_name} must be [{q.shape[0]}, K, N, {q.shape[3]}], {v_name} [{q.shape[0]}, K, N, E]"
         )
+    if not (q.shape[3] and v.shape[3]):
+        raise ValueError(f"head sizes of 1 or more are needed, not {said}")
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: H must be a multiple of K")
 

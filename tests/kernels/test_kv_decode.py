@@ -334,3 +334,31 @@ def test_nothing_to_do(device: torch.device, shape: tuple[int, int, int]) -> Non
 
 def test_a_config_is_described() -> None:
     assert str(Config("one", 1, 128, 4, 4)) == "one 1x128, 4 warps, 4 stages, pdl 2"
+
+
+def test_lengths_near_2_to_the_31_fit_nowhere(device: torch.device) -> None:
+    """length + tokens must not wrap around in 32 bits: it would write far outside of the cache."""
+    q, k, v, cache, lens = step(device, 2, 4, 2, 1, [2, 9], 16)
+    before = [t.clone() for t in cache]
+    lens[1] = 2**31 - 1
+    out, _ = api.attention_with_kv_cache(q, k, v, cache, lens, check=False)
+    assert isinstance(out, Tensor) and not out[1].any() and out[0].any()
+    for now, then in zip(cache, before, strict=True):
+        assert torch.equal(now[1].nan_to_num(), then[1].nan_to_num())
+    with pytest.raises(ValueError, match="row 1 holds 2147483647 tokens"):
+        api.check_overflow()
+
+
+def test_lengths_with_strides_and_lengths_that_are_none(device: torch.device) -> None:
+    q, k, v = (rand(2, 2, 9, 32, device=device) for _ in range(3))
+    wide = torch.tensor([3, -7, 8, -7], dtype=torch.int32, device=device)
+    got = api.attention(q, k, v, kv_lens=wide[::2])
+    want = api.attention(q, k, v, kv_lens=wide[::2].clone())
+    assert isinstance(got, Tensor) and isinstance(want, Tensor) and torch.equal(got, want)
+    with pytest.raises(ValueError, match=r"kv_lens must be int32 \[2\] on .* not torch.int32 \(4,\)"):
+        api.attention(q, k, v, kv_lens=wide)
+    with pytest.raises(ValueError, match="row 1 has a length of 5, but no past_key_value holds those tokens"):
+        lens = torch.tensor([0, 5], device=device)
+        api.attention_with_kv_cache(q, k, v, seq_lens=lens, cache_max_len=16, check=False)
+    with pytest.raises(ValueError, match="head sizes of 1 or more"):
+        api.attention(q, k, v[..., :0])
