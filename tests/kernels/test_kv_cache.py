@@ -140,7 +140,7 @@ def test_random_histories_equal_lists(backend: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("KERNELS_BACKEND", backend)
     quick = settings(
-        max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     run_state_machine_as_test(Machine, settings=quick)
 
