@@ -53,6 +53,7 @@ def status(run: MaybeRun = None, cached: Cached = False, json: Json = False) -> 
     else:
         say(runs_table(views, screen_width()) if views else "no run yet; start one:  orch launch tiny")
     _tell(looks)
+    _tell_forgotten(shown)
     lonely = {s.pod: s for s, v in zip(shown, views, strict=True) if not v.ended and not v.supervised and _asked(v)}
     for source in lonely.values():
         wake_where_asleep(source)  # last: the answer does not wait for it
@@ -83,6 +84,15 @@ def _tell(looks: list[Look]) -> None:
 
     for line in [*troubles(looks), *(claims(home(), looks) if looks else [])]:
         hint(line)
+
+
+def _tell_forgotten(shown: list[Source]) -> None:
+    """Runs of pods that the inventory does not know are still there: how they are seen again."""
+    from orchestrator.runs.source import FarSource
+
+    names = {s.pod for s in shown if isinstance(s, FarSource) and s.error and s.error.code == "E-INV-020"}
+    for name in sorted(names):
+        hint(f"note: pod {name} is not in the inventory; to see its runs again:  orch pods add {name} user@host[:port]")
 
 
 def _status_of(run: str, *, cached: bool, json: bool) -> None:

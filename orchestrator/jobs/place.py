@@ -38,7 +38,7 @@ def choose_pod(spec: JobSpec, inventory: Inventory, where: Where) -> tuple[str, 
             raise SpecError(
                 "E-PLAN-001", f"pod {name} is not in the inventory", where=where(f"pods[{i}]"), value=name,
                 expected="one of " + ", ".join(inventory.pods), did_you_mean=close[0] if close else None,
-                fix=_pods(where, close[0] if close else "local"),
+                fix=_pods(where, close[0]) if close else f"orch pods add {name} user@host[:port]",
             )  # fmt: skip
     far = [n for n in spec.pods if not inventory.pods[n].local]
     if far and len(spec.pods) > 1:

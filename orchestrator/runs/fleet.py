@@ -180,8 +180,9 @@ def _trouble(pod: str, e: OrchError) -> str:
 def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[Source]:
     """Every run that is known, newest first; those on pods with the connections of `looks`. `asked`: for `--cached`."""
     by_name = {look.name: look for look in looks}
-    found: list[Source] = []
-    for row in list_runs(home):
+    rows, found = list_runs(home), list[Source]()
+    forgotten = _forgotten(home, {r.pod for r in rows if r.pod} - by_name.keys()) if asked else {}
+    for row in rows:
         if not row.pod:
             if row.present:
                 found.append(LocalSource(home, home.run(row.run)))
@@ -189,8 +190,22 @@ def sources(home: OrchHome, looks: list[Look], *, asked: bool = True) -> list[So
         look = by_name.get(row.pod)
         source = FarSource(home, home.mirrored(row.run), row.pod, _connector(home, row.pod, look))
         source.reachable = None if not asked else look is not None and look.error is None
-        source.error = look.error if look is not None else None
+        source.error = look.error if look is not None else forgotten.get(row.pod)
         found.append(source)
+    return found
+
+
+def _forgotten(home: OrchHome, pods: set[str]) -> dict[str, OrchError]:
+    """Of pods that were not asked: those that the inventory does not know."""
+    from pods.access import find_spec
+
+    found = {}
+    for name in sorted(pods):
+        try:
+            find_spec(home, name)
+        except OrchError as e:
+            if e.code == "E-INV-020":
+                found[name] = e
     return found
 
 

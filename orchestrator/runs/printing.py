@@ -6,6 +6,7 @@ printed by arrival. More than one rank: each line is prefixed `[rank k]`. Called
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +18,17 @@ from orchestrator.runs.render import decode, harmless, moment, one_line
 from orchestrator.runs.since import parse_since, start_of
 from orchestrator.runs.source import FAR_POLL_S, ONWARD, Contact, FarSource, Source, as_source, fetch
 from orchestrator.runs.views import RunView
-from orchestrator.runs.waiting import waker_of
+from orchestrator.runs.waiting import pulse, waker_of
 from pods.remote.runfiles import name_in
 from workloads.contract.errors import OrchError, UsageError
 from workloads.contract.rundir import RunDir
-from workloads.contract.states import RankHealth
+from workloads.contract.states import RankHealth, RunState
 
 POLL_S = 0.2
 DEAD_RANK_LINES = 30
 JSON_LINES = 10_000
+SILENT_S = 2.0
+NO_RANKS_YET = frozenset({RunState.QUEUED, RunState.PREPARING, RunState.STARTING, RunState.RESUMING})
 
 
 Note = Callable[[str], None]
@@ -73,6 +76,13 @@ class Selection:
         if since is not None:
             extra |= {name_in(source.run, source.run.heartbeat(k)): None for k in chosen}
         _fetch(source, extra, note, on_bytes)
+        if (
+            source.far
+            and view.sight
+            and not view.sight.reachable
+            and not any(source.run.rank_log(k).exists() for k in chosen)
+        ):
+            note(f"note: the copy here has no log of it; the logs are on pod {source.pod}")
         starts = {k: source.floor(source.run.rank_log(k)) for k in chosen}
         if since is not None:
             for rank in chosen:
@@ -137,11 +147,11 @@ def follow_logs(chosen: Selection) -> None:
 
     printer, source = _Printer(chosen), chosen.source
     readers = {k: LogReader(chosen.run.rank_log(k), offset=at) for k, at in chosen.starts.items()}
-    waker, contact = waker_of(source), Contact(source, say)
+    waker, contact, silence = waker_of(source), Contact(source, say), _Silence(say)
     while True:
         more = contact.refresh("status", chosen.names())
         view = source.view()  # before reading: what is written before the end is then read
-        _show_new(printer, readers, final=False)
+        silence.note(view, time.monotonic(), broken=_show_new(printer, readers, final=False))
         if view.over and not more:
             _show_new(printer, readers, final=True)
             return
@@ -150,15 +160,34 @@ def follow_logs(chosen: Selection) -> None:
             time.sleep(FAR_POLL_S if source.far else POLL_S)
 
 
-def _show_new(printer: _Printer, readers: dict[int, LogReader], *, final: bool) -> None:
-    busy = True
+def _show_new(printer: _Printer, readers: dict[int, LogReader], *, final: bool) -> bool:
+    """Whether there was anything new."""
+    busy, shown = True, False
     while busy:
         busy = False
         for rank, reader in readers.items():
             for line in reader.read(final=final):
                 printer.line(rank, line)
-                busy = True
+                busy = shown = True
     printer.flush()
+    return shown
+
+
+class _Silence:
+    """Says why a followed run prints nothing, when it is one that has no ranks yet; again when that changes."""
+
+    def __init__(self, say: Note) -> None:
+        self._say, self._since, self._told = say, time.monotonic(), ""
+
+    def note(self, view: RunView, now: float, *, broken: bool) -> None:
+        if broken or view.state not in NO_RANKS_YET:
+            self._since, self._told = now, "" if broken else self._told
+            return
+        words = pulse(view)
+        same = re.sub(r"\d+", "", words)  # not each second that it waits
+        if now - self._since >= SILENT_S and same != self._told:
+            self._say(words)
+            self._told = same
 
 
 class _Printer:

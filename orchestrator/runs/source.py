@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from orchestrator.runs.find import pick
 from orchestrator.runs.index import list_runs
-from orchestrator.runs.views import RunView, Sight, snapshot
+from orchestrator.runs.views import FORGOTTEN, RunView, Sight, snapshot
 from workloads.contract.errors import OrchError, RefusedError, RemoteError, UnreachableError
 from workloads.contract.files import try_read_json
 from workloads.contract.records import Ack
@@ -182,6 +182,8 @@ class FarSource:
             self.mirror.reload()
         index = self.mirror.index
         trouble = "refused" if isinstance(self.error, RefusedError) else "unreachable"
+        if self.error is not None and self.error.code == "E-INV-020":
+            trouble = FORGOTTEN
         return Sight(self.pod, self.place, index.seen, here_now, self.reachable, index.missing, index.observed, trouble)
 
     def view(self, now: float | None = None) -> RunView:

@@ -28,6 +28,9 @@ UNKNOWN = "unknown"
 NOT_STARTED = "submitted; the supervisor has not started yet"
 
 
+FORGOTTEN = "not in the inventory"
+
+
 @dataclass(frozen=True)
 class Sight:
     """What the machine of a run said of it, and when: for a run that is looked at from elsewhere."""
@@ -39,7 +42,7 @@ class Sight:
     reachable: bool | None  # None: it was not asked
     missing: bool  # it was asked, and has no such run any more
     observed: dict[str, Any]
-    trouble: str = "unreachable"  # or `refused`: it was reached, and must not or would not be asked
+    trouble: str = "unreachable"  # or `refused`: it was reached, and must not or would not be asked; or `FORGOTTEN`
 
     @property
     def words(self) -> str:
@@ -49,7 +52,10 @@ class Sight:
             return f"gone from pod {self.pod}; copy of {last}"
         if self.reachable is None:
             return f"from the copy of {last}"
-        return "" if self.reachable else f"pod {self.pod} {self.trouble} {brief(self.age_s)}; last seen {last}"
+        if self.reachable:
+            return ""
+        since = "" if self.trouble == FORGOTTEN else f" {brief(self.age_s)}"
+        return f"pod {self.pod} {self.trouble}{since}; last seen {last}"
 
     @property
     def age_s(self) -> float | None:

@@ -72,6 +72,24 @@ def test_follow_shows_everything_and_ends_with_the_run(orch, make):
     assert (process.returncode, out, err) == (0, "[rank 0] the end\n", "")
 
 
+def test_following_a_run_that_waits_says_for_what_and_not_every_second(orch, make):
+    made = make(world=1)
+    process = orch.start("logs", "tiny", "-f")
+    for n in range(20):
+        made.status("queued", f"behind other-run, for {n} s", supervisor=made.supervised())
+        time.sleep(0.2)
+    made.status("queued", "needs 1 of 2 CPUs", supervisor=made.supervised())
+    time.sleep(1)
+    made.status("running", supervisor=made.supervised())
+    made.log(0, b"at last\n")
+    assert process.stdout.readline() == "at last\n"
+    made.status("succeeded")
+    out, err = process.communicate(timeout=20)
+    first, second = err.splitlines()
+    assert (process.returncode, out) == (0, "")
+    assert first.startswith("queued: behind other-run, for ") and second == "queued: needs 1 of 2 CPUs"
+
+
 def test_broken_pipe_is_silent(orch, make):
     made = make(world=1)
     made.log(0, b"line\n" * 200_000)

@@ -71,6 +71,17 @@ def test_status_is_told_soon_and_from_the_copy(orch: Orch, run: tuple[Made, Sshd
         assert "last seen" not in orch("status").out
 
 
+def test_a_pod_that_was_forgotten_is_told_as_that(orch: Orch, run: tuple[Made, Sshd]) -> None:
+    made, _ = run
+    assert orch("pods", "forget", "box").code == 0
+    ran = orch("status")
+    assert ran.code == 0 and "pod box not in the inventory; last seen" in ran.out and "unreachable" not in ran.out
+    assert ran.err.count("orch pods add box") == 1
+    assert "not in the inventory" in orch("status", made.run.run_id).out
+    ran = orch("logs", made.run.run_id)
+    assert ran.code == 0 and ran.out == "" and "the logs are on pod box" in ran.err
+
+
 @pytest.mark.long
 def test_other_commands_have_more_patience(orch: Orch, run: tuple[Made, Sshd]) -> None:
     _, sshd = run

@@ -225,6 +225,10 @@ def test_a_pod_that_is_not_known_is_told_as_it_was_typed(home: OrchHome, tmp_pat
     with pytest.raises(SpecError) as e:
         prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={})
     assert (e.value.code, e.value.where, e.value.fix) == ("E-PLAN-001", "--pod locl", "--pod local")
+    loaded = command_job(["true"], name="demo", pods=["gpubox"], cwd=tmp_path)
+    with pytest.raises(SpecError) as e:
+        prepare(loaded, run_id=None, home=home, cwd=tmp_path, environ={})
+    assert e.value.fix == "orch pods add gpubox user@host[:port]"
 
 
 def test_a_bad_inventory_is_told_with_its_lines(home: OrchHome, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=3, choices=range(1, 21), metavar="N")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)  # also where it was started in the background, with SIGINT ignored
     shell = sys.stdin.isatty()
     try:
         with Lab(args.pods) as lab:

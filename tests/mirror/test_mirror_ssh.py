@@ -106,7 +106,8 @@ def test_one_pod_lost_shows_the_others_and_the_copy(site):
     assert copy.code == 0 and "cow" in copy.err
     site.write(("box",))
     forgotten = site.orch("status", "two")
-    assert forgotten.code == 0 and "unreachable" in forgotten.out and "no pod" in forgotten.err
+    assert forgotten.code == 0 and "pod cow not in the inventory; last seen" in forgotten.out
+    assert "unreachable" not in forgotten.out and "no pod" in forgotten.err
 
 
 @pytest.mark.long
