@@ -187,19 +187,25 @@ def test_overflow_names_row_and_capacity_and_writes_nothing(device: torch.device
     assert twin.cache.lengths.tolist() == [4, 8, 6]
 
 
+@pytest.mark.parametrize("how", ["attend", "append", "ragged"])
 @pytest.mark.parametrize("tokens", [1, 2])
-def test_what_the_host_did_not_see_is_flagged(device: torch.device, tokens: int) -> None:
+def test_what_the_host_did_not_see_is_flagged(device: torch.device, tokens: int, how: str) -> None:
     """The host's bound is behind, as after replays: the device refuses the row, serves the others, and says so."""
     twin = filled(device, [3, 8, 5])
     twin.cache.longest = 0
     rows = [[500 + 10 * b + t for t in range(tokens)] for b in range(3)]
     (k, v), q = keys_of(rows, tokens), rows_of(rows, tokens, KV_HEADS * GROUP, DIM)
+    k, v, q = k.to(device), v.to(device), q.to(device)
     kept = twin.cache.k[1].clone(), twin.cache.v[1].clone()
-    out = twin.cache.attend(q.to(device), k.to(device), v.to(device)).cpu()
+    counts = torch.full((3,), tokens, device=device) if how == "ragged" else None
+    if how == "append":
+        twin.cache.append(k, v)
+    else:
+        out = twin.cache.attend(q, k, v, counts=counts)
+        assert not out[1].any() and out[0].any() and out[2].any()
     assert torch.equal(kept[0], twin.cache.k[1]) and torch.equal(kept[1], twin.cache.v[1])
-    assert not out[1].any() and out[0].any() and out[2].any()
     assert twin.cache.lengths.tolist() == [3 + tokens, 8, 5 + tokens]
-    with pytest.raises(ValueError, match=r"row 1 .*8"):
+    with pytest.raises(ValueError, match=rf"row 1 holds 8 tokens and {tokens} more do not fit: .* capacity is 8"):
         twin.cache.check()
     twin.cache.check()  # said once
     assert twin.cache.longest == 8
@@ -225,7 +231,8 @@ def test_growth_keeps_the_contents_and_stops_at_the_limit(device: torch.device) 
     before = twin.cache.k
     for step in range(7):
         k, v = (x.to(device) for x in keys_of([[step], [50 + step]], 1))
-        twin.cache.append(k, v)
+        q = torch.randn(2, KV_HEADS * GROUP, 1, DIM, device=device)
+        assert twin.cache.attend(q, k, v).isfinite().all()  # a plan is kept, and must grow too
         twin.rows = [twin.rows[0] + [step], twin.rows[1] + [50 + step]]
         twin.agrees()
         assert twin.cache.capacity == (4 if step == 0 else 8 if step < 5 else 10)
