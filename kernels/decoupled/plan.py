@@ -20,8 +20,8 @@ from kernels.decoupled.reference import NullToken
 from kernels.device import ceil_div, multiprocessors
 
 BLOCK: Final = 64
-RESIDENT: Final = 10
-"""Programs (one warp, about 190 registers a thread) that one multiprocessor of Hopper holds at once."""
+RESIDENT: Final = 8
+"""Programs (of one warp) for each multiprocessor: two for each of its four schedulers. 10 fit, and are slower."""
 MOST: Final = 1024
 """Partitions at most."""
 
@@ -90,9 +90,8 @@ class DecoupledPlan:
         self.shapes = ((batch, q_heads, d_sem), (batch, q_heads, d_geo), (batch, q_heads, d_v))
         self.cache_shape = (batch, kv_heads, (d_sem, d_geo, d_v), capacity, resid)
         self.choice = choose(batch * kv_heads, capacity, self.device, passes=passes, partitions=partitions)
-        rows, total = batch * q_heads, self.choice.partitions + (resid > 0)
-        if self.choice.passes == 1:
-            rows, total = 0, 0
+        rows = batch * q_heads if self.choice.passes == 2 else 0
+        total = max(self.choice.partitions, int(resid > 0))  # the tail needs a program also where there is no partition
         self.scratch = (
             torch.empty(rows, total, dtype=torch.float32, device=self.device),
             torch.empty(rows, total, dtype=torch.float32, device=self.device),

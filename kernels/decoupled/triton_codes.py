@@ -5,7 +5,7 @@
   result (for V). Planes of 16-bit words are made in PTX where a GPU runs them (ASM) and by the same ANDs in Triton's
   own language in the interpreter.
 - sum_e q_e (n_e - z) = sum_e q_e n_e - z sum_e q_e: the second sum is taken once, of the rounded q.
-- q is scaled by a power of two into [8, 16) at its largest, so that neither q nor q / 16 overflows or rounds in fp16.
+- q in bf16 or fp32 is scaled by a power of two into [8, 16) at its largest, so that it does not overflow fp16.
 
 Called by `triton_parts`, `triton_decode` and `triton_reduce`. Never touches lengths or the softmax.
 
@@ -68,7 +68,7 @@ def bytes_of_words(w, ASM: tl.constexpr):
 
 @triton.jit
 def nibbles_of_bytes(y, ASM: tl.constexpr):
-    """uint8 bytes j -> fp16 planes: elements j and j+16 (x 16), in units of 2^-24 (K = 16 of a dot is one group)."""
+    """uint8 bytes j -> fp16 planes: elements j and j+16 (x 16), in units of 2^-24; K = 16 of a dot is one plane."""
     if ASM:
         return tl.inline_asm_elementwise(
             "{ .reg .b32 t, u;\n"
@@ -162,34 +162,67 @@ def largest(q, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def load_q(q, col, nf, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
-    """[M, len(col)] fp16: the query's values `col`, times nf [M] (powers of two); 0 outside."""
+def load_q(q, col, nf, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr):
+    """[M, len(col)] fp16: the query's values `col`, with NORM times nf [M] (powers of two); 0 outside."""
     row = tl.arange(0, M)
     x = tl.load(
         q[0] + row[:, None] * q[1] + col[None, :] * q[2], mask=(row < G)[:, None] & (col < D)[None, :], other=0.0
     )
-    return (x.to(tl.float32) * nf[:, None]).to(tl.float16)
+    if NORM:
+        x = x.to(tl.float32) * nf[:, None]
+    return x.to(tl.float16)
 
 
 @triton.jit
 def query_planes(
-    q, nf, KIND: tl.constexpr, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr, S: tl.constexpr
+    q, nf, KIND: tl.constexpr, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr, S: tl.constexpr, NORM: tl.constexpr
 ):  # fmt: skip
     """The query as the planes of its key part have it, and the zero point times sum(q) [S] of every group."""
     planes = ()
     zeros = ()
-    e = tl.arange(0, 16)
     if KIND != 16:
         for g in tl.static_range((D + 31) // 32):
             if KIND == 4:
-                lo = load_q(q, 32 * g + e, nf, G, D, M)
-                hi = load_q(q, 32 * g + 16 + e, nf * 0.0625, G, D, M)
-                total = tl.sum(lo.to(tl.float32), 1) + 16.0 * tl.sum(hi.to(tl.float32), 1)
-                zeros = zeros + (narrow_row(total * (-8.0 / UNIT), M, S),)
+                lo = load_q(q, 32 * g + tl.arange(0, 16), nf, G, D, M, NORM)
+                hi = load_q(q, 32 * g + 16 + tl.arange(0, 16), nf, G, D, M, NORM)
             else:
-                lo = load_q(q, 32 * g + 2 * e, nf, G, D, M)
-                hi = load_q(q, 32 * g + 2 * e + 1, nf, G, D, M)
-                total = tl.sum(lo.to(tl.float32), 1) + tl.sum(hi.to(tl.float32), 1)
-                zeros = zeros + (narrow_row(total * (-128.0 / UNIT), M, S),)
+                x = load_q(q, 32 * g + tl.arange(0, 32), nf, G, D, M, NORM)
+                lo, hi = tl.split(tl.reshape(x, (M, 16, 2)))
+            total = narrow_row(tl.sum(lo.to(tl.float32) + hi.to(tl.float32), 1), M, S)
+            zeros = zeros + (total * ((-8.0 if KIND == 4 else -128.0) / UNIT),)
             planes = planes + (lo, hi)
     return planes, zeros
+
+
+@triton.jit
+def prefetch(at, SIZE: tl.constexpr, wanted):
+    """Ask the L2 for SIZE bytes (a multiple of 16) at `at` if `wanted`; the answer is awaited by nobody."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p, q;\n"
+        ".reg .b32 t;\n"
+        "mov.u32 t, %tid.x;\n"
+        "setp.ne.b32 q, $2, 0;\n"
+        "setp.eq.and.u32 p, t, 0, q;\n"
+        "@p cp.async.bulk.prefetch.L2.global [$1], $3;\n"
+        "mov.u32 $0, 0; }",
+        "=r,l,r,r",
+        [at.to(tl.int64), wanted.to(tl.int32), SIZE],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def prefetch_part(
+    codes, scales, bh, first, wanted, SLOTS, KIND: tl.constexpr, D: tl.constexpr, N: tl.constexpr
+):  # fmt: skip
+    """The block of N tokens that starts at token `first`, of every group of a part."""
+    if KIND == 16:
+        prefetch(codes + (bh * SLOTS + first) * D, N * D * 2, wanted)
+    else:
+        G: tl.constexpr = (D + 31) // 32
+        for g in tl.static_range(G):
+            token = (bh * G + g) * SLOTS + first
+            prefetch(codes.to(tl.int64) + token * (4 * KIND), N * (4 * KIND), wanted)
+            prefetch(scales + token, N * 2, wanted)

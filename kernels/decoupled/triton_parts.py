@@ -46,10 +46,13 @@ def scores(
             x = load(codes + at * 16 + (n * 16)[:, None] + e[None, :], seen)
             if KIND == 4:
                 lo, hi = nibbles_of_bytes(x, ASM)
+                s_lo = narrow(tl.dot(planes[2 * g], tl.trans(lo)), M, S, N)
+                s_hi = narrow(tl.dot(planes[2 * g + 1], tl.trans(hi)), M, S, N)
+                acc = s_hi * 0.0625 + s_lo
             else:
                 lo, hi = bytes_of_words(x, ASM)
-            acc = tl.dot(planes[2 * g + 1], tl.trans(hi), tl.dot(planes[2 * g], tl.trans(lo)))
-            s += (narrow(acc, M, S, N) + zeros[g][:, None]) * scale[None, :]
+                acc = narrow(tl.dot(planes[2 * g + 1], tl.trans(hi), tl.dot(planes[2 * g], tl.trans(lo))), M, S, N)
+            s += (acc + zeros[g][:, None]) * scale[None, :]
     return s
 
 
@@ -67,17 +70,27 @@ def softmax_step(s, m, d, f, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def block_dot(p, v):
+    """p . v from zero. Nonzero `max_num_imprecise_acc` keeps the compiler from adding a sum to the dot's own."""
+    return tl.dot(p, v, max_num_imprecise_acc=1)
+
+
+@triton.jit
 def values(
     acc, p, r, codes, scales, bh, n, seen, SLOTS,
     KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, S: tl.constexpr, N: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
-    """acc (tuple of planes [M, ..]) = acc * r + p . v over tokens n; p [S, N], r [S], scales: a tuple of [N]."""
+    """acc (tuple of planes [M, ..]) = acc * r + p . v over tokens n; p [S, N], r [S].
+
+    The tensor core cuts its fp32 sums off instead of rounding them, which over thousands of tokens is a drift: it adds
+    up one block, from zero, and the blocks are added up outside.
+    """
     new = ()
     r = widen(r, M, S)
     if KIND == 16:
         v = load_rows(codes + bh * SLOTS * D, n, seen, D, DP)
-        new = new + (tl.dot(widen(p.to(tl.float16), M, S), v, acc[0] * r[:, None]),)
+        new = new + (acc[0] * r[:, None] + block_dot(widen(p.to(tl.float16), M, S), v),)
     else:
         G: tl.constexpr = (D + 31) // 32
         W: tl.constexpr = 8 if KIND == 4 else 16
@@ -91,18 +104,18 @@ def values(
             if KIND == 4:
                 v0, v1, v2, v3 = nibbles_of_words(x, ASM)
                 new = new + (
-                    tl.dot(pg, v0, acc[5 * g] * r[:, None]),
-                    tl.dot(pg, v1, acc[5 * g + 1] * r[:, None]),
-                    tl.dot(pg, v2, acc[5 * g + 2] * r[:, None]),
-                    tl.dot(pg, v3, acc[5 * g + 3] * r[:, None]),
-                    tl.dot(pg, ones, acc[5 * g + 4] * r[:, None]),
+                    acc[5 * g] * r[:, None] + block_dot(pg, v0),
+                    acc[5 * g + 1] * r[:, None] + block_dot(pg, v1),
+                    acc[5 * g + 2] * r[:, None] + block_dot(pg, v2),
+                    acc[5 * g + 3] * r[:, None] + block_dot(pg, v3),
+                    acc[5 * g + 4] * r[:, None] + block_dot(pg, ones),
                 )
             else:
                 v0, v1 = bytes_of_words(x, ASM)
                 new = new + (
-                    tl.dot(pg, v0, acc[3 * g] * r[:, None]),
-                    tl.dot(pg, v1, acc[3 * g + 1] * r[:, None]),
-                    tl.dot(pg, ones, acc[3 * g + 2] * r[:, None]),
+                    acc[3 * g] * r[:, None] + block_dot(pg, v0),
+                    acc[3 * g + 1] * r[:, None] + block_dot(pg, v1),
+                    acc[3 * g + 2] * r[:, None] + block_dot(pg, ones),
                 )
     return new
 
@@ -119,7 +132,7 @@ def plain_values(
     if KIND == 16:
         d = tl.arange(0, DP)
         v = tl.load(base + (n * stride)[:, None] + d[None, :], mask=seen[:, None] & (d < D)[None, :], other=0.0)
-        new = new + (tl.dot(ph, v, acc[0] * r[:, None]),)
+        new = new + (acc[0] * r[:, None] + block_dot(ph, v),)
     else:
         E: tl.constexpr = 16 if KIND == 4 else 32
         e = tl.arange(0, E)

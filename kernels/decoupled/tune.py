@@ -16,14 +16,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.bench.quantized import Case, Copy, check, make_copy
-from kernels.bench.timing import graph_time, rotation
+from kernels.bench.timing import Launch, graph_time, rotation
 from kernels.decoupled.cache import QuantizedCache
 from kernels.decoupled.plan import DecoupledPlan
 from kernels.decoupled.reference import NullToken
@@ -32,14 +34,15 @@ READ_TBS = 4.57  # a pure read on one H200: the limit shown beside the times
 BASE = Case(16, 8, 8, 32, 32, 64, 2048)
 SHAPES = (
     BASE,
-    replace(BASE, length=8192),
-    replace(BASE, length=32768),
-    replace(BASE, length=8192, null=True),
-    replace(BASE, length=8192, tail=128),
-    replace(BASE, length=8192, kinds="q8q8q8"),
-    replace(BASE, length=8192, kinds="fp16"),
+    *(replace(BASE, length=n) for n in (128, 512, 8192, 32768, 131072)),
+    *(
+        replace(BASE, length=8192, **more)
+        for more in ({"null": True}, {"tail": 128}, {"kinds": "q8q8q8"}, {"kinds": "fp16"})
+    ),
+    replace(BASE, length=2048, tail=128),
     Case(1, 32, 8, 64, 64, 128, 32768),
     Case(64, 8, 8, 32, 32, 64, 2048),
+    Case(256, 8, 8, 32, 32, 64, 2048),
 )
 
 
@@ -49,11 +52,12 @@ class Candidate:
     partitions: int
     stages: int = 3
     registers: int | None = None
+    ahead: int = 2
     overlap: bool = True
 
     def __str__(self) -> str:
-        over = "" if self.overlap or self.passes == 1 else " apart"
-        return f"{self.passes}p{self.partitions} s{self.stages} r{self.registers or '-'}{over}"
+        over = "" if self.overlap else " apart"
+        return f"{self.passes}p{self.partitions} s{self.stages} r{self.registers or '-'} a{self.ahead}{over}"
 
 
 @dataclass
@@ -76,10 +80,10 @@ class Tuned:
         if self.part != "reduce":
             triton_decode.launch(
                 *args, passes=c.passes, partitions=c.partitions, stages=c.stages, registers=c.registers,
-                overlap=c.overlap and self.part == "both",
+                overlap=c.overlap, ahead=c.ahead,
             )  # fmt: skip
         if c.passes == 2 and self.part != "decode":
-            triton_reduce.launch(*args, partitions=c.partitions, overlap=c.overlap and self.part == "both")
+            triton_reduce.launch(*args, partitions=c.partitions, overlap=c.overlap)
         return out
 
     def why(self) -> str:
@@ -88,23 +92,29 @@ class Tuned:
 
 def candidates(case: Case, quick: bool) -> Iterator[Candidate]:
     pairs = case.batch * case.kv_heads
-    parts = sorted({max(1, round(132 * n / pairs)) for n in ((8, 10, 12, 16, 20) if not quick else (10, 12))})
-    usual = case == replace(BASE, length=case.length)
-    for p, stages, registers in itertools.product(parts, (3, 4) if usual else (3,), (None, 168) if usual else (None,)):
-        yield Candidate(2, p, stages, registers)
-    if usual:
-        middle = parts[len(parts) // 2]
-        yield Candidate(2, middle, 3, 128)
-        yield Candidate(2, middle, 2, None)
-        yield Candidate(2, middle, 5, 168)
-        yield Candidate(2, middle, 3, None, overlap=False)
+    blocks = -(-case.length // 64)
+    each = sorted({min(blocks, max(1, 132 * n // pairs)) for n in ((4, 8, 12) if not quick else (8,))})
+    for partitions in each:
+        yield Candidate(2, partitions)
     yield Candidate(1, 1)
+    if case.length in (2048, 8192) and case == replace(BASE, length=case.length):
+        for ahead in (0, 1, 3):
+            yield Candidate(2, 8, ahead=ahead)
+        yield Candidate(2, 8, stages=4)
+        yield Candidate(2, 12, registers=168)
+        yield Candidate(2, 16, registers=128)
+        yield Candidate(2, 8, overlap=False)
 
 
-def measure(case: Case, candidate: Candidate, copies: list[Copy], seconds: float) -> dict[str, object]:
+def launcher(plan: Tuned, copies: list[Copy], i: int) -> Launch:
+    c = copies[i]
+    return lambda: plan.run(c.q_sem_BHS, c.q_geo_BHG, c.cache, null=c.null, out=c.out_BHV)
+
+
+def measure(case: Case, candidate: Candidate, copies: list[Copy]) -> dict[str, Any]:
     """One row: verdict first, then microseconds."""
     cache, device = copies[0].cache, copies[0].cache.lengths.device
-    row: dict[str, object] = {"case": case.name, "candidate": str(candidate), **asdict(candidate)}
+    row: dict[str, Any] = {"case": case.name, "candidate": str(candidate), **asdict(candidate)}
     plan = DecoupledPlan.of(
         cache, case.heads, passes=candidate.passes, partitions=candidate.partitions if candidate.passes == 2 else None
     )
@@ -120,10 +130,7 @@ def measure(case: Case, candidate: Candidate, copies: list[Copy], seconds: float
         return row
     for part in ("both", "decode") if candidate.passes == 2 else ("both",):
         one = Tuned(plan, candidate, part)
-        launches = [
-            lambda c=c, one=one: one.run(c.q_sem_BHS, c.q_geo_BHG, c.cache, null=c.null, out=c.out_BHV) for c in copies
-        ]
-        timing = graph_time(lambda i, launches=launches: launches[i], len(copies), device=device, replays=9)
+        timing = graph_time(partial(launcher, one, copies), len(copies), device=device, replays=9)
         row["us" if part == "both" else f"{part}_us"] = round(timing.us, 2)
     return row
 
@@ -160,20 +167,11 @@ def main() -> int:
         return 2
     began = time.monotonic()
     work = [(case, c) for case in SHAPES for c in candidates(case, args.quick)]
-    variants = {}
+    variants: dict[tuple[object, ...], tuple[Case, Candidate]] = {}
     for case, c in work:
-        key = (
-            case.kinds,
-            case.sem,
-            case.val,
-            case.heads // case.kv_heads,
-            case.null,
-            case.tail,
-            c.passes,
-            c.stages,
-            c.registers,
-            c.overlap,
-        )
+        block = c.partitions if case.tail else 0
+        shape = (case.kinds, case.sem, case.val, case.heads // case.kv_heads, case.null, case.tail, block)
+        key = (*shape, replace(c, partitions=min(64, 1 << c.partitions.bit_length())))
         variants.setdefault(key, (case, c))
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for said in pool.map(compile_one, *zip(*variants.values(), strict=True)):
@@ -189,7 +187,7 @@ def main() -> int:
             if time.monotonic() - began > 60 * args.minutes:
                 print("out of time at", case.name, candidate)
                 break
-            row = measure(case, candidate, copies, args.minutes)
+            row = measure(case, candidate, copies)
             rows.append(row)
             if args.out:
                 with args.out.open("a") as f:
@@ -198,16 +196,13 @@ def main() -> int:
         torch.cuda.empty_cache()
         limit = case.cache_bytes / READ_TBS / 1e6
         for row in rows:
-            said = row.get("error") or ("WRONG" if not row["ok"] else "")
-            print(
-                f"{case.name:44} {row['candidate']:18} {row.get('us', '-'):>8} decode {row.get('decode_us', '-'):>8} {said}"
-            )
-        timed = [r for r in rows if "us" in r]
-        if timed:
-            top = min(timed, key=lambda r: float(str(r["us"])))
-            best.append(
-                f"{case.name:44} {top['candidate']:18} {top['us']:>8} us  {limit / float(str(top['us'])):.0%} of limit  err {top['err']:.2g} of {top['tol']:.2g}"
-            )
+            wrong = "" if row.get("ok") else f"WRONG {row['err']:.2g} of {row['tol']:.2g}" if "err" in row else "?"
+            us, decode = row.get("us", "-"), row.get("decode_us", "-")
+            print(f"{case.name:44} {row['candidate']:22} {us:>7} decode {decode:>7} {row.get('error', wrong)}")
+        if timed := [r for r in rows if "us" in r]:
+            top = min(timed, key=lambda r: float(r["us"]))
+            share = f"{limit / top['us']:.0%} of limit, error {top['err']:.2g} of {top['tol']:.2g}"
+            best.append(f"{case.name:44} {top['candidate']:22} {top['us']:>7} us, {share}")
     print("\n".join(["best:", *best]))
     return 0
 
