@@ -69,7 +69,7 @@ if wants parity; then
   done
 fi
 if wants tests; then
-  part tests "${TESTS_S:-240}" "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/kernels &
+  part tests "${TESTS_S:-240}" "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/kernels tests/models &
   running="$running $!"
 fi
 for pid in $running; do wait "$pid"; done

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.kv_decode.plan import Backend, DecodePlan, choose_backend, overflow_text
+from kernels.kv_decode.plan import Backend, DecodePlan, choose_backend, overflow_text, resolved
 from kernels.kv_decode.reference import attention_reference, attention_with_kv_cache_reference, full
 
 Cache = tuple[Tensor, Tensor]
@@ -137,7 +137,7 @@ def check_overflow(device: torch.device | str | None = None) -> None:
     `device` None: every device on which such a call was made.
     """
     for where, flag in _flags.items():
-        if device is None or where == torch.device(device):
+        if device is None or where == resolved(torch.device(device)):
             row, length, capacity, tokens = (int(n) for n in flag.tolist())
             if row:
                 flag.zero_()

@@ -16,7 +16,7 @@ programmatic dependent launch, which is worth 1.3 us with splits and 0.7 us with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,11 @@ class Config:
     stages: int
     pdl: int = 2
     prefetch: bool = True
+
+    def unaligned(self, width: int) -> Config:
+        """The same for strides that allow no loads of 16 bytes: an address each is kept for every element, so blocks
+        are small (larger ones spilled 10 KB a thread, and one compiled wrongly), and nothing can be in flight."""
+        return replace(self, block_n=max(16, min(self.block_n, 2048 // width)), stages=1)
 
     def __str__(self) -> str:
         return f"{self.form} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages, pdl {self.pdl}"

@@ -72,13 +72,14 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
     lens = q if call.lens is None else call.lens
     lse = q if call.lse_BHS is None else call.lse_BHS
     args: list[Any] = [q, k, v, kn, vn, out, lse, scratch.part_o, scratch.part_ml, lens, scratch.overflow]
-    steps = [stride for tensor in (k, v, kn, vn) for stride in tensor.stride()[:3]]
-    unit = 1 if any(stride % 8 for stride in steps) else 8
+    unit = 8 if aligned(call) else 1
+    if unit == 1:
+        config = config.unaligned(max(padded(q.shape[3]), padded(v.shape[3])))
     args += q.stride()
     for tensor in (k, v, kn, vn):
         args += [*(stride // unit for stride in tensor.stride()[:3]), tensor.stride(3)]
     args += out.stride()
-    args += [kv_heads, q.shape[2], k.shape[2], call.scale * math.log2(math.e)]
+    args += [kv_heads, q.shape[2], k.shape[2], exponent(call)]
     pdl = 0 if interpreted() else config.pdl
     new = 0 if call.new is None else 1 if q.shape[2] == 1 else 2
     consts = {
@@ -93,15 +94,32 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         "NEW": new,
         "WRITE": call.write,
         "UNIT": unit,
+        "NEGATE": call.scale < 0,
         "PDL_IN": pdl == 2,
-        "PREFETCH": config.prefetch and not interpreted() and k.shape[2] > 0,
+        "PREFETCH": config.prefetch and unit == 8 and not interpreted() and k.shape[2] > 0,
         "PDL_OUT": pdl > 0,
     }
     options = {"num_warps": config.warps, "num_stages": config.stages, "launch_pdl": pdl == 2}
     return args, {**consts, **options}
 
 
+def aligned(call: Call) -> bool:
+    """Whether keys and values can be read 16 bytes at a time."""
+    tensors = (call.k_BKND, call.v_BKNE, *(call.new or ()))
+    return all(
+        not any(stride % 8 for stride in t.stride()[:3]) and t.stride(3) == 1 and t.data_ptr() % 16 == 0
+        for t in tensors
+        if t.numel()
+    )
+
+
+def exponent(call: Call) -> float:
+    """The factor of a score in the exponent of 2, positive. 0 becomes 1e-30: every weight is 1, and -inf stays."""
+    return max(abs(call.scale) * math.log2(math.e), 1e-30)
+
+
 def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
+    fp16 = call.v_BKNE.dtype == torch.float16
     return {
         "G": call.q_BHSD.shape[1] // call.k_BKND.shape[1],
         "DV": call.v_BKNE.shape[3],
@@ -109,6 +127,7 @@ def _shared(call: Call, config: Config, splits: int) -> dict[str, Any]:
         "HAS_LSE": call.lse_BHS is not None,
         "BLOCK_M": config.block_m,
         "SPLITS": splits,
+        "SHIFT": 15.0 if fp16 and config.form != "one" else 0.0,
         "WIDE": interpreted() and call.q_BHSD.dtype == torch.bfloat16,
     }
 
@@ -138,6 +157,7 @@ def launch(call: Call, config: Config, splits: int, scratch: Scratch) -> None:
     }
     lse = call.q_BHSD if call.lse_BHS is None else call.lse_BHS
     combine_kernel[(batch * kv_heads, m_tiles, ceil_div(min(config.block_m, rows), at_once))](
-        scratch.part_o, scratch.part_ml, call.out_BHSE, lse, *call.out_BHSE.stride(), kv_heads, queries, m_tiles,
+        scratch.part_o, scratch.part_ml, call.out_BHSE, lse, exponent(call), *call.out_BHSE.stride(), kv_heads,
+        queries, m_tiles,
         **_shared(call, config, splits), **merge, num_warps=1, launch_pdl=merge["PDL"],
     )  # fmt: skip

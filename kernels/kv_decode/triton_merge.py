@@ -1,7 +1,8 @@
 """Merging the partial softmax results of splits, in split order, and writing rows of the output.
 
-With partials (m_p, l_p, o_p): m = max m_p, l = sum l_p 2^(m_p - m), o = sum o_p 2^(m_p - m) / l; a split without a key
-has l_p = 0 and its o_p counts for nothing. Never waits for the host. Called by `triton_split.py` and `launch.py`.
+With partials (m_p, l_p, o_p): m = max m_p, l = sum l_p 2^((m_p - m) scale), o = sum o_p 2^((m_p - m) scale) / l; m_p is
+the largest score before the scale (positive, in base 2), l_p and o_p are times 2^SHIFT. A split without a key has
+l_p = 0 and its o_p counts for nothing. Never waits for the host. Called by `triton_split.py` and `launch.py`.
 
 Letters: M or R rows of a tile, S splits, C splits of one step, V size of a value. Exponents are base 2. FLOOR, the
 least finite fp32, stands for "no key yet": exp2(-inf - FLOOR) is 0, never NaN.
@@ -18,8 +19,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def emit(
-    m_M, l_M, o_MV, rows_M, keep_M, b, head0, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
+    m_M, l_M, o_MV, scale, rows_M, keep_M, b, head0, queries, kv_heads, out, lse, so_b, so_h, so_s, so_d,
     G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, WIDE: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Normalise and write rows of the output and their natural-log LSE; a row that saw no key is 0 and -inf."""
     some_M = tl.where(l_M == 0.0, 1.0, l_M)
@@ -33,7 +35,7 @@ def emit(
     o_ptrs = out + b.to(tl.int64) * so_b + (head_M * so_h + query_M * so_s)[:, None] + d[None, :] * so_d
     tl.store(o_ptrs, o_MV.to(out.dtype.element_ty), mask=keep_M[:, None] & (d < DV)[None, :])
     if HAS_LSE:
-        value_M = (m_M + tl.log2(some_M)) * LN2
+        value_M = (m_M * scale + (tl.log2(some_M) - SHIFT)) * LN2
         value_M = tl.where(l_M == 0.0, float("-inf"), value_M)
         at_M = (b.to(tl.int64) * kv_heads * G + head_M) * queries + query_M
         tl.store(lse + at_M, value_M, mask=keep_M)
@@ -41,10 +43,10 @@ def emit(
 
 @triton.jit(do_not_specialize=["kv_heads", "queries", "m_tiles"])
 def combine_kernel(
-    part_o, part_ml, out, lse, so_b, so_h, so_s, so_d, kv_heads, queries, m_tiles,
+    part_o, part_ml, out, lse, scale, so_b, so_h, so_s, so_d, kv_heads, queries, m_tiles,
     G: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, HAS_LSE: tl.constexpr, BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr, SPLITS_POW2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Merge the partials of ROWS rows of a tile; grid (batch * kv_heads, m tiles, ceil(rows of a tile / ROWS)).
 
@@ -64,7 +66,7 @@ def combine_kernel(
     m_SR = tl.load(ml + at_SR, mask=keep_SR, other=FLOOR)
     l_SR = tl.load(ml + at_SR + BLOCK_M, mask=keep_SR, other=0.0)
     m_R = tl.max(m_SR, 0)
-    l_R = tl.sum(l_SR * tl.exp2(m_SR - m_R[None, :]), 0)
+    l_R = tl.sum(l_SR * tl.exp2((m_SR - m_R[None, :]) * scale), 0)
     o_RV = tl.zeros([ROWS, BLOCK_DV], tl.float32)
     d = tl.arange(0, BLOCK_DV)
     o_base = part_o + tile * SPLITS * BLOCK_M * BLOCK_DV
@@ -77,6 +79,6 @@ def combine_kernel(
         o_at = (s_C[:, None] * BLOCK_M + r_R[None, :])[:, :, None] * BLOCK_DV + d[None, None, :]
         o_CRV = tl.load(o_base + o_at, mask=keep_CR[:, :, None] & (d < DV)[None, None, :], other=0.0)
         o_CRV = tl.where((l_CR != 0.0)[:, :, None], o_CRV, 0.0)
-        o_RV += tl.sum(o_CRV * tl.exp2(m_CR - m_R[None, :])[:, :, None], 0)
-    emit(m_R, l_R, o_RV, tile_m * BLOCK_M + r_R, keep_R, bh // kv_heads, (bh % kv_heads) * G, queries, kv_heads,
-         out, lse, so_b, so_h, so_s, so_d, G, DV, BLOCK_DV, HAS_LSE, WIDE)  # fmt: skip
+        o_RV += tl.sum(o_CRV * tl.exp2((m_CR - m_R[None, :]) * scale)[:, :, None], 0)
+    emit(m_R, l_R, o_RV, scale, tile_m * BLOCK_M + r_R, keep_R, bh // kv_heads, (bh % kv_heads) * G, queries, kv_heads,
+         out, lse, so_b, so_h, so_s, so_d, G, DV, BLOCK_DV, HAS_LSE, WIDE, SHIFT)  # fmt: skip
