@@ -60,12 +60,13 @@ def scores(
 def softmax_step(s, m, d, f, SHIFT: tl.constexpr):
     """One step of the online softmax in base 2; f [S] > 0 turns scores into log2. Returns p, m, d, the rescale r.
 
-    p, d (and what comes of p) are 2^SHIFT times what m says: see SHIFT in `decode_kernel`.
+    p, d (and what comes of p) are 2^SHIFT times what m says: see SHIFT in `decode_kernel`. r is exactly 1 while m
+    stays: m f - top f in one fma would leave the rounding of top f, and 2000 blocks would multiply by it.
     """
     top = tl.maximum(m, tl.max(s, 1))
-    base = tl.where(top == -float("inf"), 0.0, top) * f
-    p = tl.exp2(s * f[:, None] - (base - SHIFT)[:, None])
-    r = tl.exp2(m * f - base)
+    some = tl.where(top == -float("inf"), 0.0, top)
+    p = tl.exp2(s * f[:, None] - (some * f - SHIFT)[:, None])
+    r = tl.exp2((m - some) * f)
     return p, top, d * r + tl.sum(p, 1), r
 
 

@@ -34,8 +34,6 @@ def reduce_kernel(
     The null token is one more partition: m = its score, d = 1, o = its value. TOTAL = 0 is fine. Where there are keys
     but no partition to take them (not HAS_PREFIX, packed > 0) the answer is NaN: some keys never pass for all.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     bh = tl.program_id(0).to(tl.int64)
     b = bh // HQ
     h = bh % HQ
@@ -53,6 +51,7 @@ def reduce_kernel(
         v = tl.load(null_v + b * nv_b + kv * nv_h + dv * nv_d, mask=dv < DV, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()  # the query, read above, was written before the decode kernel let this one start
+        tl.extra.cuda.gdc_launch_dependents()
     m_T = tl.load(part_m + bh * TOTAL + t, mask=t < TOTAL, other=-float("inf"))
     d_T = tl.load(part_d + bh * TOTAL + t, mask=t < TOTAL, other=0.0)
     m = tl.max(m_T, 0)

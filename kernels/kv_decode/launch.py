@@ -19,6 +19,8 @@ from kernels.kv_decode.config import Config, padded
 
 COMBINE_TILE = 2048  # fp32 values of partial outputs that the merge holds in one step
 
+WHOLE = 128  # elements of a head that the tensor cores sum in one go; a larger head is summed by halves of it
+
 
 @dataclass(frozen=True)
 class Scratch:
@@ -87,6 +89,7 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         "D": q.shape[3],
         "BLOCK_N": config.block_n,
         "BLOCK_D": padded(q.shape[3]),
+        "PIECE": padded(q.shape[3]) if padded(q.shape[3]) <= WHOLE else WHOLE // 2,
         "STAGES": config.stages,
         "ONE": config.form == "one",
         "CAUSAL": call.causal,

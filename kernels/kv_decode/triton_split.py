@@ -20,10 +20,10 @@ from kernels.kv_decode.triton_merge import FLOOR, emit
 
 @triton.jit
 def _load(base, rows, stride_n, stride_d, keep, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile [len(rows), BLOCK] at base; rows that are not kept and columns from DIM on are 0."""
+    """A tile [len(rows), BLOCK] at base; rows that are not kept and columns from DIM on (if DIM < BLOCK) are 0."""
     d = tl.arange(0, BLOCK)
     ptrs = base + rows[:, None] * stride_n + d[None, :] * stride_d
-    if DIM == BLOCK:
+    if DIM >= BLOCK:
         return tl.load(ptrs, mask=keep[:, None], other=0.0)
     return tl.load(ptrs, mask=keep[:, None] & (d < DIM)[None, :], other=0.0)
 
@@ -50,27 +50,40 @@ def _store(base, rows, stride_n, stride_d, keep, tile, DIM: tl.constexpr, BLOCK:
 
 
 @triton.jit
+def _scores(
+    q_MD, base, n_N, stride_n, stride_d, keep_N, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """q . k over one piece of the head, from 0 (nonzero `max_num_imprecise_acc`: the compiler adds no sum to it)."""
+    k_ND = _load(base, n_N, stride_n, stride_d, keep_N, DIM, BLOCK)
+    if WIDE:
+        k_ND = k_ND.to(tl.float32)
+    return tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee", max_num_imprecise_acc=1)
+
+
+@triton.jit
 def _stream(
-    q_MD, m_M, l_M, acc_MV, visible_M, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, hi, step,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    q, m_M, l_M, acc_MV, visible_M, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, hi, step,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, BLOCK_DV: tl.constexpr,
     STAGES: tl.constexpr, WIDE: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over blocks lo, lo + step .. of the keys below hi, on the tensor cores; row r sees keys below
     visible_M[r].
 
     The maximum is subtracted before the scale is applied: a rounded scale * s is wrong by 1e-3 at scores of 1e4.
-    Every block sums from 0 and the sums meet in one fma: tensor cores cut what they add to a large accumulator, always
-    downwards, which over 10^5 keys is more than rounding.
+    Tensor cores cut what they add to a large accumulator, always downwards: every block of keys sums from 0 and the
+    sums meet in one fma; a score over more than 128 elements is the sum of PIECEs of it, q a tuple of as many tiles.
     """
     n_N = tl.arange(0, BLOCK_N)
     k_base = k + lo.to(tl.int64) * sk_n
     v_base = v + lo.to(tl.int64) * sv_n
     for start in tl.range(lo, hi, step, num_stages=STAGES):
-        k_ND = _load(k_base, n_N, sk_n, sk_d, start + n_N < hi, D, BLOCK_D)
+        s_MN = _scores(q[0], k_base, n_N, sk_n, sk_d, start + n_N < hi, D, PIECE, WIDE)
+        for i in tl.static_range(1, (D + PIECE - 1) // PIECE):
+            part = k_base + i * PIECE * sk_d
+            s_MN += _scores(q[i], part, n_N, sk_n, sk_d, start + n_N < hi, D - i * PIECE, PIECE, WIDE)
         v_NV = _load(v_base, n_N, sv_n, sv_d, start + n_N < hi, DV, BLOCK_DV)
         if WIDE:
-            k_ND, v_NV = k_ND.to(tl.float32), v_NV.to(tl.float32)
-        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+            v_NV = v_NV.to(tl.float32)
         s_MN = tl.where((start + n_N)[None, :] < visible_M[:, None], s_MN, float("-inf"))
         new_M = tl.maximum(m_M, tl.max(s_MN, 1))
         p_MN = tl.exp2((s_MN - new_M[:, None]) * scale + SHIFT)
@@ -91,10 +104,15 @@ def _stream_one(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """The same for one row of queries, in fp32 without tensor cores: every slot of the tile keeps its own softmax
-    state, so that threads meet only once, after the loop. Returns m, l, acc_V of the row."""
+    state, so that threads meet only once, after the loop. Returns m, l, acc_V of the row.
+
+    lost_N is what the last addition to l_N rounded away (Kahan, 1965): beside one key of weight 1, thousands of 2^-24
+    would add up to nothing.
+    """
     n_N = tl.arange(0, BLOCK_N)
     m_N = tl.full([BLOCK_N], FLOOR, tl.float32)
     l_N = tl.zeros([BLOCK_N], tl.float32)
+    lost_N = tl.zeros([BLOCK_N], tl.float32)
     acc_NV = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     k_base = k + lo.to(tl.int64) * sk_n
     v_base = v + lo.to(tl.int64) * sv_n
@@ -106,14 +124,17 @@ def _stream_one(
         new_N = tl.maximum(m_N, s_N)
         alpha_N = tl.exp2((m_N - new_N) * scale)
         p_N = tl.exp2((s_N - new_N) * scale)
-        l_N = l_N * alpha_N + p_N
+        add_N = p_N - lost_N * alpha_N
+        was_N = l_N * alpha_N
+        l_N = was_N + add_N
+        lost_N = (l_N - was_N) - add_N
         acc_NV = acc_NV * alpha_N[:, None] + p_N[:, None] * v_NV.to(tl.float32)
         m_N = new_N
         k_base += step * sk_n
         v_base += step * sv_n
     m = tl.max(m_N, 0)
     w_N = tl.exp2((m_N - m) * scale)
-    return m, tl.sum(l_N * w_N, 0), tl.sum(acc_NV * w_N[:, None], 0)
+    return m, tl.sum((l_N - lost_N) * w_N, 0), tl.sum(acc_NV * w_N[:, None], 0)
 
 
 @triton.jit
@@ -137,6 +158,7 @@ def split_kernel(
     CAUSAL: tl.constexpr, HAS_LENS: tl.constexpr, NEW: tl.constexpr, WRITE: tl.constexpr, HAS_LSE: tl.constexpr,
     WIDE: tl.constexpr, PDL_IN: tl.constexpr, PDL_OUT: tl.constexpr,
     PREFETCH: tl.constexpr, UNIT: tl.constexpr, NEGATE: tl.constexpr, SHIFT: tl.constexpr,
+    PIECE: tl.constexpr,
 ):  # fmt: skip
     """ONE: a single row, without tensor cores. NEW: 0 no new tokens, 1 one a row, 2 several.
 
@@ -181,12 +203,17 @@ def split_kernel(
         if NEGATE:
             q_D = -q_D
     else:
-        q_ptrs = q + ((rows_M % G).to(tl.int64) * sq_h + query_M.to(tl.int64) * sq_s)[:, None] + d[None, :] * sq_d
-        q_MD = tl.load(q_ptrs, mask=(rows_M < total_rows)[:, None] & (d < D)[None, :], other=0.0)
-        if NEGATE:
-            q_MD = -q_MD
-        if WIDE:
-            q_MD = q_MD.to(tl.float32)
+        q_M = q + (rows_M % G).to(tl.int64) * sq_h + query_M.to(tl.int64) * sq_s
+        q_tiles = ()
+        for i in tl.static_range((D + PIECE - 1) // PIECE):
+            e = i * PIECE + tl.arange(0, PIECE)
+            keep_MD = (rows_M < total_rows)[:, None] & (e < D)[None, :]
+            q_MD = tl.load(q_M[:, None] + e[None, :] * sq_d, mask=keep_MD, other=0.0)
+            if NEGATE:
+                q_MD = -q_MD
+            if WIDE:
+                q_MD = q_MD.to(tl.float32)
+            q_tiles = q_tiles + (q_MD,)  # noqa: RUF005 (Triton's language has no * in a tuple)
     if NEW:
         k_new += (b64 * skn_b + h64 * skn_h) * UNIT
         v_new += (b64 * svn_b + h64 * svn_h) * UNIT
@@ -218,8 +245,8 @@ def split_kernel(
         l_M = tl.zeros([BLOCK_M], tl.float32)
         acc_MV = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
         m_M, l_M, acc_MV = _stream(
-            q_MD, m_M, l_M, acc_MV, visible_M, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, border, STEP,
-            D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, STAGES, WIDE, SHIFT,
+            q_tiles, m_M, l_M, acc_MV, visible_M, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, border, STEP,
+            D, DV, BLOCK_N, PIECE, BLOCK_DV, STAGES, WIDE, SHIFT,
         )  # fmt: skip
         if NEW == 2:
             seen_M = tl.zeros([BLOCK_M], tl.int32) + tokens
@@ -228,8 +255,8 @@ def split_kernel(
                 seen_M = tl.minimum(tokens, query_M + 1)
                 end = tl.minimum(tokens, last_query + 1)
             m_M, l_M, acc_MV = _stream(
-                q_MD, m_M, l_M, acc_MV, seen_M, scale, k_new, v_new, skn_s, skn_d, svn_s, svn_d, lo, end, STEP,
-                D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, STAGES, WIDE, SHIFT,
+                q_tiles, m_M, l_M, acc_MV, seen_M, scale, k_new, v_new, skn_s, skn_d, svn_s, svn_d, lo, end, STEP,
+                D, DV, BLOCK_N, PIECE, BLOCK_DV, STAGES, WIDE, SHIFT,
             )  # fmt: skip
     if PDL_OUT:
         gdc_launch_dependents()
@@ -238,7 +265,13 @@ def split_kernel(
         if ONE:
             s_M = tl.zeros([1], tl.float32) + tl.sum(q_D * kn_D.to(tl.float32), 0)
         else:
-            s_M = tl.sum(q_MD.to(tl.float32) * kn_D.to(tl.float32)[None, :], 1)
+            s_M = tl.zeros([BLOCK_M], tl.float32)
+            for i in tl.static_range((D + PIECE - 1) // PIECE):
+                kn_E = kn_D
+                if PIECE < BLOCK_D:
+                    e = i * PIECE + tl.arange(0, PIECE)
+                    kn_E = tl.load(k_new + e * skn_d, mask=e < mine * D, other=0.0)
+                s_M += tl.sum(q_tiles[i].to(tl.float32) * kn_E.to(tl.float32)[None, :], 1)
         s_M = tl.where((split == SPLITS - 1) & (tokens > 0), s_M, float("-inf"))
         top_M = tl.maximum(m_M, s_M)
         w_M, p_M = tl.exp2((m_M - top_M) * scale), tl.exp2((s_M - top_M) * scale + SHIFT)

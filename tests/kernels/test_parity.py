@@ -28,7 +28,8 @@ CELLS, _ = choose(["kv-decode"], False, None, "cpu")
 @pytest.fixture(autouse=True)
 def _kernels_not_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNELS_BACKEND", "triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 def on_cpu() -> None:
