@@ -88,6 +88,7 @@ def decode_kernel(
     VP: tl.constexpr = triton.next_power_of_2(max(DV, 16))
     if PDL:
         tl.extra.cuda.gdc_wait()  # for what the launch before this one writes: lengths, cache, q; it reads the scratch
+        tl.extra.cuda.gdc_launch_dependents()  # the next launch may be put in place; it waits for our end itself
     bh = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     b = bh // KVH
@@ -168,10 +169,6 @@ def decode_kernel(
             s = tl.where(seen[None, :], s, -float("inf"))
             p, m, d, r = softmax_step(s, m, d, f, SHIFT)
             acc = values(acc, p, r, v_codes, v_scales, bh, n, seen, SLOTS, V, DV, VP, M, S, N, ASM)
-    if PDL:
-        # The next launch may be put in place, and waits for our end itself. Not earlier: what it puts on a
-        # multiprocessor while programs of ours are still to be placed makes them share unevenly.
-        tl.extra.cuda.gdc_launch_dependents()
 
     rows = row < G
     head = bh * G + row

@@ -93,7 +93,7 @@ class Tuned:
 def candidates(case: Case, quick: bool) -> Iterator[Candidate]:
     pairs = case.batch * case.kv_heads
     blocks = -(-case.length // 64)
-    each = sorted({min(blocks, max(1, 132 * n // pairs)) for n in ((4, 6, 8, 10, 12) if not quick else (8,))})
+    each = sorted({min(blocks, max(1, 132 * n // pairs)) for n in ((4, 8, 12) if not quick else (8,))})
     for partitions in each:
         yield Candidate(2, partitions)
     yield Candidate(1, 1)

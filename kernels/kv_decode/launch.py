@@ -19,6 +19,7 @@ from kernels.kv_decode.config import Config, padded
 
 COMBINE_TILE = 2048  # fp32 values of partial outputs that the merge holds in one step
 
+ONE_BY_ONE = 256  # weights that are added one by one, at most: 2^-24 each is lost beside a weight of 1, 1.5e-5 in all
 WHOLE = 128  # elements of a head that the tensor cores sum in one go; a larger head is summed by halves of it
 
 
@@ -91,6 +92,7 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         "BLOCK_D": padded(q.shape[3]),
         "PIECE": padded(q.shape[3]) if padded(q.shape[3]) <= WHOLE else WHOLE // 2,
         "STAGES": config.stages,
+        "LONG": k.shape[2] > ONE_BY_ONE * splits * config.block_n,
         "ONE": config.form == "one",
         "CAUSAL": call.causal,
         "HAS_LENS": call.lens is not None,

@@ -101,18 +101,19 @@ def _stream(
 def _stream_one(
     q_D, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, hi, step,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """The same for one row of queries, in fp32 without tensor cores: every slot of the tile keeps its own softmax
     state, so that threads meet only once, after the loop. Returns m, l, acc_V of the row.
 
-    lost_N is what the last addition to l_N rounded away (Kahan, 1965): beside one key of weight 1, thousands of 2^-24
-    would add up to nothing.
+    LONG: every 16 blocks l_N moves into sum_N (whose maximum is top_N) and starts anew: beside one key of weight 1,
+    thousands of 2^-24 added one by one would come to nothing.
     """
     n_N = tl.arange(0, BLOCK_N)
     m_N = tl.full([BLOCK_N], FLOOR, tl.float32)
     l_N = tl.zeros([BLOCK_N], tl.float32)
-    lost_N = tl.zeros([BLOCK_N], tl.float32)
+    top_N, sum_N = m_N, l_N
+    block = 0
     acc_NV = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     k_base = k + lo.to(tl.int64) * sk_n
     v_base = v + lo.to(tl.int64) * sv_n
@@ -124,17 +125,21 @@ def _stream_one(
         new_N = tl.maximum(m_N, s_N)
         alpha_N = tl.exp2((m_N - new_N) * scale)
         p_N = tl.exp2((s_N - new_N) * scale)
-        add_N = p_N - lost_N * alpha_N
-        was_N = l_N * alpha_N
-        l_N = was_N + add_N
-        lost_N = (l_N - was_N) - add_N
+        l_N = l_N * alpha_N + p_N
         acc_NV = acc_NV * alpha_N[:, None] + p_N[:, None] * v_NV.to(tl.float32)
         m_N = new_N
+        if LONG:
+            block += 1
+            if block % 16 == 0:
+                sum_N = sum_N * tl.exp2((top_N - m_N) * scale) + l_N
+                top_N, l_N = m_N, tl.zeros([BLOCK_N], tl.float32)
         k_base += step * sk_n
         v_base += step * sv_n
+    if LONG:
+        l_N += sum_N * tl.exp2((top_N - m_N) * scale)
     m = tl.max(m_N, 0)
     w_N = tl.exp2((m_N - m) * scale)
-    return m, tl.sum((l_N - lost_N) * w_N, 0), tl.sum(acc_NV * w_N[:, None], 0)
+    return m, tl.sum(l_N * w_N, 0), tl.sum(acc_NV * w_N[:, None], 0)
 
 
 @triton.jit
@@ -158,7 +163,7 @@ def split_kernel(
     CAUSAL: tl.constexpr, HAS_LENS: tl.constexpr, NEW: tl.constexpr, WRITE: tl.constexpr, HAS_LSE: tl.constexpr,
     WIDE: tl.constexpr, PDL_IN: tl.constexpr, PDL_OUT: tl.constexpr,
     PREFETCH: tl.constexpr, UNIT: tl.constexpr, NEGATE: tl.constexpr, SHIFT: tl.constexpr,
-    PIECE: tl.constexpr,
+    PIECE: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """ONE: a single row, without tensor cores. NEW: 0 no new tokens, 1 one a row, 2 several.
 
@@ -236,8 +241,9 @@ def split_kernel(
         border = tl.maximum(0, length - queries + last_query + 1)
     if ONE:
         m, total, acc_V = _stream_one(
-            q_D, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, border, STEP, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, STAGES
-        )
+            q_D, scale, k, v, sk_n, sk_d, sv_n, sv_d, lo, border, STEP, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, STAGES,
+            LONG,
+        )  # fmt: skip
         m_M, l_M = tl.zeros([1], tl.float32) + m, tl.zeros([1], tl.float32) + total
         acc_MV = acc_V[None, :]
     else:
