@@ -19,7 +19,7 @@ from kernels.kv_decode.config import Config, padded
 
 COMBINE_TILE = 2048  # fp32 values of partial outputs that the merge holds in one step
 
-ONE_BY_ONE = 256  # weights that are added one by one, at most: 2^-24 each is lost beside a weight of 1, 1.5e-5 in all
+ONE_BY_ONE = 512  # weights that are added one by one, at most: below 2^-24 each is lost beside a 1, 3e-5 in all
 WHOLE = 128  # elements of a head that the tensor cores sum in one go; a larger head is summed by halves of it
 
 
@@ -83,7 +83,9 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         args += [*(stride // unit for stride in tensor.stride()[:3]), tensor.stride(3)]
     args += out.stride()
     args += [kv_heads, q.shape[2], k.shape[2], exponent(call)]
-    pdl = 0 if interpreted() else config.pdl
+    long = config.form == "one" and k.shape[2] > ONE_BY_ONE * splits * config.block_n
+    # Of a long launch overlapping saves a thousandth, and two programs may share a multiprocessor for all of it.
+    pdl = 0 if interpreted() or long else config.pdl
     new = 0 if call.new is None else 1 if q.shape[2] == 1 else 2
     consts = {
         **_shared(call, config, splits),
@@ -92,7 +94,7 @@ def arguments(call: Call, config: Config, splits: int, scratch: Scratch) -> tupl
         "BLOCK_D": padded(q.shape[3]),
         "PIECE": padded(q.shape[3]) if padded(q.shape[3]) <= WHOLE else WHOLE // 2,
         "STAGES": config.stages,
-        "LONG": k.shape[2] > ONE_BY_ONE * splits * config.block_n,
+        "LONG": long,
         "ONE": config.form == "one",
         "CAUSAL": call.causal,
         "HAS_LENS": call.lens is not None,
