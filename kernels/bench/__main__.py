@@ -32,6 +32,8 @@ class Options:
     quick: bool
     sweep: bool
     device: torch.device
+    command: str
+    """What a row says measured it: the same again, but for the file it goes to."""
 
 
 def parsed(argv: Sequence[str]) -> Options:
@@ -47,7 +49,10 @@ def parsed(argv: Sequence[str]) -> Options:
         parser.error("there is no CUDA device here; --device cpu tests the bench itself, and times nothing of use")
     suites = SUITES if args.suite == "all" else (args.suite,)
     device = torch.device("cuda", torch.cuda.current_device()) if args.device == "cuda" else torch.device("cpu")
-    return Options(suites, args.jsonl, args.quick, args.sweep, device)
+    flags = [f"--{name}" for name in ("quick", "sweep") if getattr(args, name)]
+    flags += ["--device cpu"] if args.device == "cpu" else []
+    command = " ".join(["python -m kernels.bench", args.suite, *flags])
+    return Options(suites, args.jsonl, args.quick, args.sweep, device, command)
 
 
 def measurements(options: Options, found: Bandwidth) -> Iterator[tuple[str, Measured]]:
@@ -89,7 +94,7 @@ def run(options: Options, where: Facts) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     options = parsed(argv)
     try:
-        where = rows.facts(options.device, f"python -m kernels.bench {' '.join(argv)}".rstrip())
+        where = rows.facts(options.device, options.command)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

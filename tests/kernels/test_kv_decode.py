@@ -362,3 +362,24 @@ def test_lengths_with_strides_and_lengths_that_are_none(device: torch.device) ->
         api.attention_with_kv_cache(q, k, v, seq_lens=lens, cache_max_len=16, check=False)
     with pytest.raises(ValueError, match="head sizes of 1 or more"):
         api.attention(q, k, v[..., :0])
+
+
+def test_small_weights_are_not_lost_beside_a_large_one(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight of 1 and 9599 of 2^-25, 600 of them in its own slot: added to it one by one they come to nothing."""
+    n, dim = 9600, 16
+    q, k, v = (torch.zeros(1, 1, length, dim, dtype=HALF, device=device) for length in (1, n, n))
+    q[..., 0] = 1.0
+    k[..., 1:, 0] = -25.0  # to base 2
+    lens = torch.tensor([n - 1], dtype=torch.int32, device=device)
+    want = math.log1p((n - 1) * 2.0**-25)
+
+    def off_by() -> float:
+        one = Config("one", 1, 16, 4, 2)
+        plan = DecodePlan(1, 1, 1, dim, n, dtype=HALF, device=device, splits=1, scale=math.log(2), config=one, lse=True)
+        plan.run(q, k[:, :, -1:].clone(), v[:, :, -1:].clone(), k, v, lens)
+        assert plan.lse is not None
+        return abs(float(plan.lse) - want)
+
+    assert off_by() < 1e-6
+    monkeypatch.setattr("kernels.kv_decode.launch.ONE_BY_ONE", n)
+    assert off_by() > 1e-5
