@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from workloads.contract.config.job import JobSpec
 from workloads.contract.states import Phase
@@ -27,8 +24,8 @@ from workloads.runtime.reduction import StepReduction
 from workloads.runtime.run import Run
 from workloads.train.books import Books, StepFacts, StepRow
 from workloads.train.machine import Machine
-from workloads.train.optim import clip_gradients, learning_rate, set_learning_rate
 from workloads.train.resume import Position, trainer_state
+from workloads.train.step import accumulate, update
 
 RETRY_SAVE_S = 60.0
 HALT_SAVE_TRIES = 3
@@ -84,12 +81,8 @@ class Trainer:
     def _step(self) -> None:
         batch = self.data.next()
         step = self.position.step + 1
-        lr = learning_rate(self.job.train, step)
-        set_learning_rate(self.optimizer, lr)
         loss = self._forward_backward(batch)
-        grad_norm = clip_gradients(self.model, self.job.train.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        lr, grad_norm = update(self.model, self.optimizer, self.job.train, step)
         self.position = Position(step, batch.samples)
         now = time.perf_counter()
         facts = StepFacts(step, lr, now - self._step_began, self.data.times())
@@ -108,25 +101,10 @@ class Trainer:
         """Gradients of the mean over the *global* batch; returns this rank's loss sum, on the device."""
         x_BT = torch.from_numpy(batch.x_BT).to(self.machine.device).long()
         y_BT = torch.from_numpy(batch.y_BT).to(self.machine.device).long()
-        rows = x_BT.shape[0]
-        micro = self.job.train.micro_batch or rows
         # DDP averages over ranks, so each rank divides by its share of the global batch
         scale = self.env.world_size / (self.job.train.global_batch * self.job.data.seq_len)
-        total = torch.zeros((), dtype=torch.float64, device=self.machine.device)
-        for start in range(0, rows, micro):
-            last = start + micro >= rows
-            with nullcontext() if last else self._no_sync():
-                with self.machine.autocast():
-                    logits_BTV = self.model(x_BT[start : start + micro])
-                targets = y_BT[start : start + micro].flatten()
-                loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum")
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        """Gradients of all but the last micro batch stay on this rank."""
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+        micro = self.job.train.micro_batch
+        return accumulate(self.model, x_BT, y_BT, machine=self.machine, micro=micro, scale=scale)
 
     def _absorb(self, landed: tuple[list[float], StepFacts] | None) -> None:
         """Take in the sums of the step before: its row, its beat, what ranks agreed on."""
