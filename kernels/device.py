@@ -28,6 +28,18 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+@functools.lru_cache(maxsize=64)
+def gpu_name(device: torch.device) -> str | None:
+    """The model as torch names it ("NVIDIA H200"); None without a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+@functools.lru_cache(maxsize=64)
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability, (9, 0) for SM 9.0; None without a GPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least n (n >= 1)."""
     return 1 << (n - 1).bit_length()

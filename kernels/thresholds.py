@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+PACKAGE: Final = Path(__file__).resolve().parent
 VERSION: Final = 1
 FOLDERS: Final = {"kv-decode": "kv_decode"}
 """Families with more than one backend for the same call, and their packages."""
@@ -145,21 +146,24 @@ def _broken(where: str, why: str) -> ValueError:
     )
 
 
-def places(family: str, gpu: str) -> tuple[Path, ...]:
-    """Where the file of a family and a model is looked for, first to last."""
+def places(family: str, gpu: str) -> dict[str, Path]:
+    """Where the file of a family and a model is looked for, first to last; by what to call it on any machine."""
     name = f"{slug(gpu)}.json"
-    home = os.environ.get("ORCH_HOME") or str(Path(os.environ.get("HOME", "~")).expanduser() / ".orch")
-    ours = Path(__file__).resolve().parent / FOLDERS[family] / "thresholds"
-    return Path(home) / "thresholds" / family / name, ours / name
+    home = os.environ.get("ORCH_HOME") or str(Path(os.environ.get("HOME") or "~").expanduser() / ".orch")
+    ours = f"{FOLDERS[family]}/thresholds/{name}"
+    return {
+        f"$ORCH_HOME/thresholds/{family}/{name}": Path(home) / "thresholds" / family / name,
+        f"kernels/{ours}": PACKAGE / ours,
+    }
 
 
 @functools.cache
-def found(family: str, gpu: str) -> tuple[Thresholds, Path] | None:
-    """The thresholds of this model and the file that they are from, None without one. Read once a process.
+def found(family: str, gpu: str) -> tuple[Thresholds, str] | None:
+    """The thresholds of this model and what their file is called, None without one. Read once a process.
 
     ValueError for a file that cannot be read, that `parse` refuses, or that is of another family or model.
     """
-    for path in places(family, gpu):
+    for called, path in places(family, gpu).items():
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +173,7 @@ def found(family: str, gpu: str) -> tuple[Thresholds, Path] | None:
         held = parse(text, str(path))
         if held.family != family or slug(held.gpu) != slug(gpu):
             raise _broken(str(path), f"it is of {held.family} on {held.gpu}, where {family} on {gpu} is looked for")
-        return held, path
+        return held, called
     return None
 
 
@@ -182,7 +186,8 @@ def install(held: Thresholds, folder: Path | None = None) -> Path:
     if slug(held.gpu) == "cpu":
         raise ValueError("these rows were timed on a CPU: they say nothing of a GPU; run the bench with --device cuda")
     parse(held.text(), "to be written")
-    place = places(held.family, held.gpu)[-1] if folder is None else folder / held.family / f"{slug(held.gpu)}.json"
+    name = f"{slug(held.gpu)}.json"
+    place = (PACKAGE / FOLDERS[held.family] / "thresholds" if folder is None else folder / held.family) / name
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{os.getpid()}")
     part.write_text(held.text(), encoding="utf-8")

@@ -173,9 +173,9 @@ def documents(rows: Iterable[Row], source: str, margin: float = MARGIN) -> list[
     dense = [r for r in _right(rows) if r["suite"] == "kv-decode" and any(p.startswith("sdpa") for p in r["peers"])]
     for gpu in sorted({r["device"] for r in dense}):
         own = [r for r in dense if r["device"] == gpu]
-        facts = [", ".join(sorted({str(r[key]) for r in own})) for key in ("commit", "date")]
+        commit, date = (", ".join(sorted({str(r[key]) for r in own})) for key in ("commit", "date"))
         rules = [rule for group in _grouped(own) for rule in _rules(group, margin)]
-        made.append(Thresholds(thresholds.VERSION, "kv-decode", gpu, margin, *facts, source, tuple(rules)))
+        made.append(Thresholds(thresholds.VERSION, "kv-decode", gpu, margin, commit, date, source, tuple(rules)))
     return made
 
 
@@ -227,8 +227,9 @@ def main(argv: Sequence[str]) -> int:
         if not found:
             raise ValueError(f"{args.rows} holds no right row of kv-decode or decoupled with a peer")
         print(table(found, args.margin))
+        called = args.rows.name if args.rows.is_absolute() else args.rows.as_posix()
         if args.write is not None:
-            for held in documents(rows, args.rows.name, args.margin):
+            for held in documents(rows, called, args.margin):
                 print(f"\nwritten: {thresholds.install(held, Path(args.write) if args.write else None)}")
     except (OSError, ValueError, KeyError, TypeError) as e:
         print(f"error: {args.rows}: {type(e).__name__}: {e}", file=sys.stderr)

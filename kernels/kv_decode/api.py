@@ -1,8 +1,8 @@
 """Attention with and without a key/value cache: the public functions of the family.
 
-They check what they are given, choose between the Triton kernels and the reference (`KERNELS_BACKEND=reference|triton`
-or `backend=` forces one) and return. Inference only; nothing is cast, clipped or dropped silently. For a decode loop
-that must not wait or allocate use `plan.DecodePlan`, or `cache.KVCache`, which keeps one.
+They check what they are given, have `dispatch` choose between the Triton kernels, SDPA and the reference (`backend=`,
+or KERNELS_BACKEND in the environment, forces one) and return. Inference only; nothing is cast, clipped or dropped
+silently. For a decode loop that must not wait or allocate use `plan.DecodePlan`, or `cache.KVCache`, which keeps one.
 
 Letters: B rows, H query heads, K key/value heads (H is a multiple of K), S queries a row, N keys, C capacity of a
 cache, D head size of queries and keys, E head size of values (1 to 256, any).
@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.kv_decode.plan import Backend, DecodePlan, choose_backend, overflow_text, resolved
+from kernels.kv_decode import sdpa
+from kernels.kv_decode.dispatch import Ask, Backend, Choice, choose
+from kernels.kv_decode.plan import DecodePlan, overflow_text, resolved
 from kernels.kv_decode.reference import attention_reference, attention_with_kv_cache_reference, full
 
 Cache = tuple[Tensor, Tensor]
@@ -40,7 +42,7 @@ def attention(
     Causal: query i sees key j iff j <= kv_lens[b] - S + i (the last query sees all). A query that sees nothing gives 0.
     `kv_lens`: int32 or int64 [B] on the device of q. A length outside 0..N gives that row output 0, and
     `check_overflow` raises it (the reference raises at once). `scale` None: 1/sqrt(D). `block_m`, `block_n`: tile sizes
-    of the kernel, powers of two from 16 to 256, None to choose.
+    of the kernel, powers of two from 16 to 256, None to choose. `backend`: see `dispatch`.
 
     Returns out [B, H, S, E] (in `out` when given), with `return_lse` also the LSE, fp32 [B, H, S], natural logarithm,
     -inf for a query that saw nothing. ValueError when shapes, dtypes or devices do not fit, or a gradient is wanted.
@@ -54,7 +56,15 @@ def attention(
     _check_out(out, shape, q)
     if kv_lens is not None:
         kv_lens = _checked_lens("kv_lens", kv_lens, q)
-    if choose_backend(q, q.dtype, backend) == "reference":
+    no = sdpa.why_not(
+        q.shape[2], k.shape[2], causal=causal, lse=return_lse, same_lengths=kv_lens is None,
+        blocks=block_m is not None or block_n is not None,
+    )  # fmt: skip
+    choice = _choose(q, k, v, k.shape[2], no, backend)
+    if choice.sdpa:
+        found_o = sdpa.attend(q, k, v, causal=causal, scale=scale, backend=choice.backend)
+        return found_o if out is None else out.copy_(found_o)
+    if choice.backend == "reference":
         wide = torch.promote_types(q.dtype, torch.float32)
         found = attention_reference(q, k, v, causal=causal, scale=scale, kv_lens=kv_lens, dtype=wide, return_lse=True)
         result = found[0].to(q.dtype) if out is None else out.copy_(found[0])
@@ -83,6 +93,7 @@ def attention_with_kv_cache(
     out: Tensor | None = None,
     return_lse: bool = False,
     check: bool = True,
+    backend: Backend = "auto",
 ) -> tuple[Tensor | tuple[Tensor, Tensor], Cache | None]:
     """Append S new tokens to every row of a cache, in place, and attend from them: prefill and decode in one call.
 
@@ -113,8 +124,19 @@ def attention_with_kv_cache(
         )
     shape = (*query.shape[:3], value.shape[3])
     _check_out(out, shape, query)
-    cache, lens = _cache_and_lens(key, value, past_key_value, seq_lens, cache_max_len, update_cache, check)
-    if choose_backend(query, query.dtype) == "reference":
+    cache, lens, held = _cache_and_lens(key, value, past_key_value, seq_lens, cache_max_len, update_cache, check)
+    most = key.shape[2] if cache is None else cache[0].shape[2]
+    seen = key.shape[2] + held[0] if held else most
+    no = sdpa.why_not(
+        key.shape[2], seen, causal=causal, lse=return_lse, same_lengths=len(set(held)) == 1,
+        blocks=block_m is not None or block_n is not None, apart=cache is not None and not update_cache,
+    )  # fmt: skip
+    choice = _choose(query, key, value, seen, no, backend)
+    if choice.sdpa:
+        k, v = (key, value) if cache is None else _appended(cache, key, value, seen)
+        found_o = sdpa.attend(query, k, v, causal=causal, scale=scale, backend=choice.backend)
+        return (found_o if out is None else out.copy_(found_o)), cache
+    if choice.backend == "reference":
         return attention_with_kv_cache_reference(
             query, key, value, cache, None if cache is None else lens, update_cache=update_cache, scale=scale,
             causal=causal, out=out, return_lse=return_lse, check=check,
@@ -142,6 +164,18 @@ def check_overflow(device: torch.device | str | None = None) -> None:
             if row:
                 flag.zero_()
                 raise ValueError(overflow_text(row - 1, length, tokens, capacity))
+
+
+def _choose(q: Tensor, k: Tensor, v: Tensor, length: int, sdpa_no: str, backend: Backend) -> Choice:
+    batch, heads, queries, dim = q.shape
+    return choose(Ask(batch, heads, k.shape[1], queries, dim, v.shape[3], length, q.dtype, q.device, sdpa_no), backend)
+
+
+def _appended(cache: Cache, key: Tensor, value: Tensor, end: int) -> Cache:
+    """The first `end` slots of the cache, the new tokens written into the last of them."""
+    for room, new in zip(cache, (key, value), strict=True):
+        room[:, :, end - new.shape[2] : end] = new
+    return cache[0][:, :, :end], cache[1][:, :, :end]
 
 
 def _answer(out: Tensor, plan: DecodePlan, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
@@ -179,8 +213,10 @@ def _cache_and_lens(
     max_len: int,
     update: bool,
     check: bool,
-) -> tuple[Cache | None, Tensor]:
+) -> tuple[Cache | None, Tensor, list[int]]:
+    """The cache, the lengths on the device, and on the host where it knows them without one more wait (else none)."""
     batch, kv_heads, tokens, _ = key.shape
+    held = [0] * batch if seq_lens is None else []
     if past is not None and seq_lens is None:
         raise ValueError("seq_lens is missing: int32 [B], the tokens that past_key_value held before this call")
     if seq_lens is None:
@@ -197,7 +233,8 @@ def _cache_and_lens(
             )
     need = tokens if update else 0
     if seq_lens is not None and (check or past is None):
-        for row, length in enumerate(seq_lens.tolist()):
+        held = seq_lens.tolist()
+        for row, length in enumerate(held):
             if past is None and length:
                 raise ValueError(f"row {row} has a length of {length}, but no past_key_value holds those tokens")
             if not 0 <= length <= capacity - need:
@@ -205,9 +242,9 @@ def _cache_and_lens(
     elif past is None and need > capacity:
         raise ValueError(full(0, 0, need, capacity))
     if past is not None or not update:
-        return past, lens
+        return past, lens, held
     shape = (batch, kv_heads, max_len)
-    return (key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])), lens
+    return (key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])), lens, held
 
 
 def _checked_lens(name: str, lens: Tensor, like: Tensor) -> Tensor:

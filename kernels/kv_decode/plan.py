@@ -10,21 +10,17 @@ Letters: B rows, H query heads, K key/value heads, S new tokens a row, C capacit
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernels.device import multiprocessors, runs_triton
-from kernels.kv_decode.config import MAX_DIM, SHARED_BYTES, Config, choose_config, choose_splits
+from kernels.device import multiprocessors
+from kernels.kv_decode.config import MAX_DIM, Config, choose_config, choose_splits
+from kernels.kv_decode.dispatch import PLANNED, Ask, Backend, choose, machine
 from kernels.kv_decode.launch import Call, launch, make_scratch, tiles_of
 from kernels.kv_decode.reference import attention_reference, attention_with_kv_cache_reference, full
-
-Backend = Literal["auto", "triton", "reference"]
-BACKENDS = ("auto", "triton", "reference")
 
 
 class DecodePlan:
@@ -66,17 +62,19 @@ class DecodePlan:
         self.kv_heads, self.v_dim, self.capacity, self.dtype, self.causal = kv_heads, v_dim, capacity, dtype, causal
         self.scale = 1 / math.sqrt(head_dim) if scale is None else scale
         rows = q_heads // kv_heads * queries
+        ask = Ask(batch, q_heads, kv_heads, queries, head_dim, v_dim, capacity, dtype, self.device, PLANNED)
+        self.choice = choose(ask, backend)
+        self.triton = self.choice.triton
         self.slots = multiprocessors(self.device)
         share = capacity // (splits or max(1, self.slots // (batch * kv_heads)))
         if config is None:
-            limits = machine(self.device)
+            limits = machine(self.device) if self.triton else {}
             config = choose_config(rows, head_dim, v_dim, dtype, share, block_m=block_m, block_n=block_n, **limits)
         self.config = config
         self.tiles = tiles_of(self.config, batch, kv_heads, rows)
         self.forced = splits is not None
         self.splits = splits or choose_splits(self.tiles, capacity, self.config.block_n, self.slots)
         self._scratch = make_scratch(self.config, self.splits, self.tiles, v_dim, self.device, overflow)
-        self.triton = choose_backend(self._scratch.overflow, dtype, backend) == "triton"
         self.lse = torch.empty(batch, q_heads, queries, dtype=torch.float32, device=self.device) if lse else None
         self._out: Tensor | None = None
 
@@ -133,10 +131,11 @@ class DecodePlan:
     def why(self) -> str:
         """What was chosen, and from what."""
         if not self.triton:
-            return f"reference: Triton does not run {self.dtype} on {self.device}"
+            return f"reference: {self.choice.why}"
         chosen = "given" if self.forced else f"one program on each of {self.slots} multiprocessors"
         name = "split" if self.splits == 1 else "splits"
-        return f"{self.config}; {self.tiles} tiles x {self.splits} {name} ({chosen}), capacity {self.capacity}"
+        said = f"{self.config}; {self.tiles} tiles x {self.splits} {name} ({chosen}), capacity {self.capacity}"
+        return f"{said}; triton: {self.choice.why}"
 
     def _check_run(
         self,
@@ -205,17 +204,6 @@ class DecodePlan:
         return out
 
 
-@functools.lru_cache(maxsize=64)
-def machine(device: torch.device) -> dict[str, int]:
-    """shared_bytes of a multiprocessor that one program may take, and pdl: 2 where a launch may start before its
-    predecessor has ended (Hopper and later), else 0. Without a GPU: as on a Hopper."""
-    if device.type != "cuda":
-        return {"shared_bytes": SHARED_BYTES, "pdl": 2}
-    found = torch.cuda.get_device_properties(device)
-    shared_bytes = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
-    return {"shared_bytes": int(shared_bytes), "pdl": 2 if found.major >= 9 else 0}
-
-
 def overflow_text(row: int, length: int, tokens: int, capacity: int) -> str:
     """What is said of a row that does not fit: `reference.full`, or for plain attention a length beyond the keys."""
     if tokens or length < 0:
@@ -229,21 +217,12 @@ def resolved(device: torch.device) -> torch.device:
 
 
 def choose_backend(tensor: Tensor, dtype: torch.dtype, backend: Backend = "auto") -> Literal["triton", "reference"]:
-    """Triton where it runs: fp16 and bf16 on CUDA, fp32 as well in the interpreter; else the reference.
+    """Whether Triton runs this dtype on the tensor's device and nothing (backend, KERNELS_BACKEND) says otherwise.
 
-    KERNELS_BACKEND=reference|triton in the environment decides for "auto". ValueError when Triton is asked for and
-    cannot run this dtype on this device.
+    What a plan would be given to, but for its head sizes. ValueError as `dispatch.choose` raises it.
     """
-    asked: str = os.environ.get("KERNELS_BACKEND", "auto") if backend == "auto" else backend
-    if asked not in BACKENDS:
-        raise ValueError(f"backend {asked!r}: one of {', '.join(BACKENDS)} is needed (argument or KERNELS_BACKEND)")
-    half = dtype in (torch.float16, torch.bfloat16)
-    able = runs_triton(tensor) and (half or (dtype == torch.float32 and not tensor.is_cuda))
-    if asked == "triton" and not able:
-        raise ValueError(
-            f"Triton runs fp16 and bf16 on CUDA (and fp32 with TRITON_INTERPRET=1), not {dtype} on {tensor.device}"
-        )
-    return "triton" if able and asked != "reference" else "reference"
+    ask = Ask(1, 1, 1, 1, 16, 16, 0, dtype, tensor.device, PLANNED)
+    return "triton" if choose(ask, backend).triton else "reference"
 
 
 def _check_sizes(batch: int, q_heads: int, kv_heads: int, dim: int, v_dim: int, capacity: int, queries: int) -> None:
