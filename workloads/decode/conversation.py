@@ -12,11 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.kv_decode.cache import KVCache
+from kernels.decoupled.policy import KVCachePolicy
 from workloads.decode.generate import SYNC_EVERY
-from workloads.decode.graphed import graphed_step
+from workloads.decode.graphed import GraphedStep, graphed_step
 from workloads.decode.sampling import GREEDY, Sampling, choose
-from workloads.decode.steps import Reply, decode, ends, last_logits, pack, plain_step
+from workloads.decode.splitcache import split_caches
+from workloads.decode.steps import Reply, Step, Watch, decode, ends, last_logits, pack, plain_step
+from workloads.models.cache import LayerCache
 from workloads.models.decoder import Decoder
 
 
@@ -25,6 +27,8 @@ class Conversation:
 
     capacity: tokens a row that the caches have room for at first. max_capacity: what they may grow to, by doubling;
     default: they do not grow. graphed: replay the decode step as a CUDA graph (`workloads.decode.graphed`).
+    policy: keep the caches in its formats (`workloads.decode.splitcache`), which cannot grow.
+    watch: called with the number of each step of a reply; what it raises ends the turn, as Ctrl-C does.
     The model must stay as it is while the conversation lasts: the caches are not told.
     """
 
@@ -39,16 +43,25 @@ class Conversation:
         sampling: Sampling = GREEDY,
         sync_every: int = SYNC_EVERY,
         graphed: bool = False,
+        policy: KVCachePolicy | None = None,
+        watch: Watch | None = None,
     ) -> None:
         if sync_every < 1:
             raise ValueError(f"sync_every {sync_every}: at least 1")
+        if policy is not None and max_capacity not in (None, capacity):
+            raise ValueError(f"max_capacity {max_capacity}: a cache with a policy does not grow beyond {capacity}")
         device = model.embed.weight.device
         self._model, self._sampling, self._sync_every = model, sampling, sync_every
         self._eos_E = ends(eos, model.vocab, device)
         self._generator = sampling.generator(device)
-        self._caches: list[KVCache] = model.new_caches(rows, capacity, max_capacity)
-        self._make_step = graphed_step if graphed else plain_step
-        self._step = self._make_step(model, self._caches)
+        self._watch = watch
+        self._caches: list[LayerCache] = (
+            model.new_caches(rows, capacity, max_capacity)
+            if policy is None
+            else [*split_caches(model, rows, capacity, policy)]
+        )
+        self._graphed = graphed
+        self._step = self._make_step()
         self._tokens: list[list[int]] = [[] for _ in range(rows)]
         self._borders: list[list[int]] = []  # lengths of the rows before each turn
         self._logits_BV: Tensor | None = None  # after the newest token of each row; unknown after `back`
@@ -61,13 +74,27 @@ class Conversation:
         return [list(row) for row in self._tokens]
 
     @property
-    def caches(self) -> Sequence[KVCache]:
+    def caches(self) -> Sequence[LayerCache]:
         """One a layer. To look at: what is changed here makes `tokens` wrong."""
         return tuple(self._caches)
 
     @property
     def turns(self) -> int:
         return len(self._borders)
+
+    @property
+    def logits(self) -> Tensor | None:
+        """After each row's newest token [B, V]; None before the first turn and after `back`."""
+        return self._logits_BV
+
+    def prepare(self) -> None:
+        """Have the CUDA graph of a step captured now, where there is one: the next turn is then not the one to wait."""
+        if isinstance(self._step, GraphedStep):
+            with torch.no_grad():
+                self._step.prepare()
+
+    def _make_step(self) -> Step:
+        return (graphed_step if self._graphed else plain_step)(self._model, self._caches)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         """A turn without a reply, such as a system prompt that is forked later. Tokens are added to each row.
@@ -118,7 +145,7 @@ class Conversation:
             new_BV = last_logits(model, tokens_BT, counts_B, self._caches)
             logits_BV = new_BV if logits_BV is None else torch.where((counts_B > 0).unsqueeze(1), new_BV, logits_BV)
         assert logits_BV is not None  # _check: no logits means no empty prompt
-        reply = Reply(len(prompts), limit, self._eos_E)
+        reply = Reply(len(prompts), limit, self._eos_E, self._watch)
         self._logits_BV = decode(
             self._caches, self._step, logits_BV, reply, self._choose, keep=True, sync_every=self._sync_every
         )
@@ -157,8 +184,8 @@ class Conversation:
         child._sampling = self._sampling if seed is None else replace(self._sampling, seed=seed)
         child._generator = child._sampling.generator(self._eos_E.device)
         child._caches = [cache.fork(rows_B) for cache in self._caches]
-        child._make_step = self._make_step
-        child._step = child._make_step(child._model, child._caches)
+        child._watch, child._graphed = self._watch, self._graphed
+        child._step = child._make_step()
         child._tokens = [list(self._tokens[r]) for r in picked]
         child._borders = [[lengths[r] for r in picked] for lengths in self._borders]
         child._logits_BV = None if self._logits_BV is None else self._logits_BV[rows_B]

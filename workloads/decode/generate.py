@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workloads.decode.graphed import graphed_step
 from workloads.decode.sampling import GREEDY, Sampling, choose
-from workloads.decode.steps import Choose, Reply, decode, ends, last_logits, pack, plain_step
+from workloads.decode.steps import Choose, Reply, Watch, decode, ends, last_logits, pack, plain_step
 from workloads.models.decoder import Decoder
 
 SYNC_EVERY = 16
@@ -31,6 +31,7 @@ def generate(
     use_cache: bool = True,
     graphed: bool = False,
     sync_every: int = SYNC_EVERY,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt: at most `max_new_tokens`, ending with the first of `eos`, which is included.
 
@@ -48,7 +49,7 @@ def generate(
         raise ValueError("graphed replays a step on the cache: it needs use_cache=True")
     device = model.embed.weight.device
     tokens_BT, counts_B = pack(prompts, model.vocab, device)
-    reply = Reply(len(prompts), max_new_tokens, ends(eos, model.vocab, device))
+    reply = Reply(len(prompts), max_new_tokens, ends(eos, model.vocab, device), watch)
     generator = sampling.generator(device)
 
     def pick(logits_BV: Tensor) -> Tensor:

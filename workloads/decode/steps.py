@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from kernels.kv_decode.cache import KVCache
+from workloads.models.cache import LayerCache
 from workloads.models.decoder import Decoder
 
 Choose = Callable[[Tensor], Tensor]
 """logits [B, V] to tokens int64 [B]"""
+Watch = Callable[[int], None]
+"""called by the host as it comes to a step, 0 the first; the device may be some steps behind"""
 
 
 def pack(prompts: Sequence[Sequence[int]], vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,9 @@ def ends(eos: int | Collection[int] | None, vocab: int, device: torch.device) ->
     return torch.tensor(given, dtype=torch.int64, device=device)
 
 
-def last_logits(model: Decoder, tokens_BT: Tensor, counts_B: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+def last_logits(
+    model: Decoder, tokens_BT: Tensor, counts_B: Tensor, caches: Sequence[LayerCache] | None = None
+) -> Tensor:
     """Logits after the last real token of each row [B, V]; a row with count 0 gets some that mean nothing.
 
     With caches the tokens are added to them; without, the rows are read from their start.
@@ -55,17 +59,22 @@ def last_logits(model: Decoder, tokens_BT: Tensor, counts_B: Tensor, caches: Seq
 
 
 class Reply:
-    """Tokens as they are made: `tokens` int64 [B, limit], the first `made[b]` (int32 [B]) of a row are real."""
+    """Tokens as they are made: `tokens` int64 [B, limit], the first `made[b]` (int32 [B]) of a row are real.
 
-    def __init__(self, batch: int, limit: int, eos_E: Tensor) -> None:
+    `watch(step)` hears of every step; what it raises ends the generation.
+    """
+
+    def __init__(self, batch: int, limit: int, eos_E: Tensor, watch: Watch | None = None) -> None:
         device = eos_E.device
         self.tokens = torch.zeros(batch, limit, dtype=torch.int64, device=device)
         self.made = torch.zeros(batch, dtype=torch.int32, device=device)
         self.alive = torch.ones(batch, dtype=torch.bool, device=device)
-        self._eos_E = eos_E
+        self._eos_E, self._watch = eos_E, watch
 
     def take(self, step: int, token_B: Tensor) -> Tensor:
         """Note the tokens of a step; returns int32 [B], 1 for the rows that were alive, whose token counts."""
+        if self._watch is not None:
+            self._watch(step)
         grown_B = self.alive.to(torch.int32)
         self.tokens[:, step] = token_B.masked_fill(~self.alive, 0)
         self.made += grown_B
@@ -82,7 +91,7 @@ Step = Callable[[Tensor, Tensor | None], Tensor]
 """(tokens int64 [B, 1], counts int32 [B] or None for all) to logits [B, V]: one step on the caches"""
 
 
-def plain_step(model: Decoder, caches: Sequence[KVCache]) -> Step:
+def plain_step(model: Decoder, caches: Sequence[LayerCache]) -> Step:
     """The step as the model computes it when it is called."""
 
     def step(tokens_B1: Tensor, counts_B: Tensor | None) -> Tensor:
@@ -92,7 +101,7 @@ def plain_step(model: Decoder, caches: Sequence[KVCache]) -> Step:
 
 
 def decode(
-    caches: Sequence[KVCache],
+    caches: Sequence[LayerCache],
     step: Step,
     logits_BV: Tensor,
     reply: Reply,

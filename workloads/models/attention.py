@@ -20,8 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.kv_decode.cache import KVCache
 from workloads.contract.config.job import ModelSpec
+from workloads.models.cache import LayerCache
 from workloads.models.full import FullAttention
 from workloads.models.rope import Rope
 
@@ -34,7 +34,7 @@ class Attention(Protocol):
         rope: Rope,
         positions: Tensor,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: LayerCache | None = None,
         counts: Tensor | None = None,
     ) -> Tensor: ...
 
@@ -45,7 +45,7 @@ class Attention(Protocol):
         dtype: torch.dtype,
         device: torch.device | str,
         max_capacity: int | None = None,
-    ) -> KVCache: ...
+    ) -> LayerCache: ...
 
     def metrics(self) -> dict[str, Tensor]: ...
 

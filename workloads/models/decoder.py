@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.kv_decode.cache import KVCache
 from workloads.contract.config.job import ModelSpec
 from workloads.models.attention import make_attention
+from workloads.models.cache import LayerCache
 from workloads.models.full import check_borders
 from workloads.models.rope import Rope
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
         rope: Rope,
         positions: Tensor,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: LayerCache | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
         x_BTD = x_BTD + self.attention(
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V]. Positions default to the place in the sequence: packed, cached or plain.
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
         """What `head` turns into logits [B, T, D]: for callers that want those of a few tokens only."""
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
             x_BTD = block(x_BTD, self.rope, positions, cu_seqlens, cache, counts)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 
-    def new_caches(self, batch: int, capacity: int, max_capacity: int | None = None) -> list[KVCache]:
+    def new_caches(self, batch: int, capacity: int, max_capacity: int | None = None) -> list[LayerCache]:
         """An empty cache a layer, in the dtype and on the device of the weights."""
         weight = self.embed.weight
         return [
@@ -141,7 +141,9 @@ class Decoder(nn.Module):
         return {k: torch.stack([m[k] for m in each]).mean(0) for k in each[0]}
 
 
-def _places(tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches: Sequence[KVCache] | None) -> Tensor:
+def _places(
+    tokens: int, device: torch.device, cu_seqlens: Tensor | None, caches: Sequence[LayerCache] | None
+) -> Tensor:
     place = torch.arange(tokens, device=device)
     if caches is not None:
         return caches[0].lengths.unsqueeze(1) + place

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels.kv_decode.cache import KVCache
 from workloads.contract.config.job import ModelSpec
+from workloads.models.cache import LayerCache
 from workloads.models.rope import Rope
 
 
@@ -50,7 +51,7 @@ class FullAttention(nn.Module):
         rope: Rope,
         positions: Tensor,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: LayerCache | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
         """ValueError for cu_seqlens with a cache, with B > 1, or with borders that do not cover T; for counts alone."""
