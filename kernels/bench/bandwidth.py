@@ -5,8 +5,21 @@ Called by `kernels.bench` before the other suites; it measures nothing itself.
 
 from __future__ import annotations
 
-from kernels.bench.probe import MIB, Bandwidth
+import torch
+
+from kernels.bench.probe import CPU_READ_MIB, MIB, READ_MIB, Bandwidth
 from kernels.bench.rows import Measured
+
+COPY, EMPTY = "copy, read + written", "empty launch in a graph"
+
+
+def names(device: torch.device) -> list[str]:
+    """The cases of a device, in the order of `measured`."""
+    return [*map(_read, READ_MIB if device.type == "cuda" else CPU_READ_MIB), COPY, EMPTY]
+
+
+def _read(mib: int) -> str:
+    return f"read {mib} MiB"
 
 
 def measured(found: Bandwidth) -> list[Measured]:
@@ -14,7 +27,7 @@ def measured(found: Bandwidth) -> list[Measured]:
     the bandwidth when a perfect kernel reads only that much, its launch included."""
     rows = [
         Measured(
-            case=f"read {mib} MiB",
+            case=_read(mib),
             shape={"bytes": mib * MIB},
             dtype="int32",
             bytes=mib * MIB,
@@ -25,8 +38,6 @@ def measured(found: Bandwidth) -> list[Measured]:
         for mib, timing in found.reads
     ]
     size = found.reads[-1][0] * MIB
-    rows.append(
-        Measured("copy, read + written", {"bytes": size}, "int32", size, found.limit_us(size), "ok", timing=found.copy)
-    )
-    rows.append(Measured("empty launch in a graph", {}, "-", 0, 0.0, "ok", timing=found.empty))
+    rows.append(Measured(COPY, {"bytes": size}, "int32", size, found.limit_us(size), "ok", timing=found.copy))
+    rows.append(Measured(EMPTY, {}, "-", 0, 0.0, "ok", timing=found.empty))
     return rows

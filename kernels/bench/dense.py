@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SPARE = 64  # unused slots behind the last key, poisoned
 MOST_BYTES = 24 << 30
+SEEDS = 1 << 16  # a run with another seed shares no input with this one
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,13 @@ def make_copy(case: Case, device: torch.device, seed: int) -> Copy:
     return Copy(q, normal(*new), normal(*new), cache(), cache(), lengths, torch.full_like(q, math.nan))
 
 
-def measure(case: Case, found: Bandwidth, device: torch.device, *, replays: int = 15) -> Measured:
-    """Check, then time ours and every peer. What our own code raises becomes a row with verdict "failed"."""
+def measure(case: Case, found: Bandwidth, device: torch.device, *, replays: int = 15, seed: int = 0) -> Measured:
+    """Check, then time ours and every peer. What our own code raises becomes a row with verdict "failed".
+
+    `seed`: of the inputs.
+    """
     count = rotation(case.cache_bytes, found.l2_bytes, most_bytes=MOST_BYTES)
-    copies = [make_copy(case, device, seed) for seed in range(count)]
+    copies = [make_copy(case, device, seed * SEEDS + i) for i in range(count)]
     limit = found.limit_us(case.cache_bytes)
     row = Measured(case.name, case.shape, short_name(case.dtype), case.cache_bytes, limit, "failed")
     row = replace(row, goal=goals.dense(case.batch, case.heads, case.kv_heads, case.dim, case.length, limit))

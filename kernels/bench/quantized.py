@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.bench import goals
-from kernels.bench.dense import MOST_BYTES, SPARE, dense_peers, repeats
+from kernels.bench.dense import MOST_BYTES, SEEDS, SPARE, dense_peers, repeats
 from kernels.bench.peers import PeerTimes, Step, sdpa
 from kernels.bench.probe import Bandwidth
 from kernels.bench.rows import Measured
@@ -172,6 +172,7 @@ class Group:
     found: Bandwidth
     device: torch.device
     replays: int = 15
+    seed: int = 0
     peers: PeerTimes | None = None
     plain_us: dict[str, float] = field(default_factory=dict)
 
@@ -181,7 +182,7 @@ class Group:
         row = Measured(case.name, case.shape, case.kinds, case.cache_bytes, limit, "failed")
         count = rotation(case.cache_bytes, self.found.l2_bytes, most_bytes=MOST_BYTES)
         try:
-            copies = [make_copy(case, self.device, seed) for seed in range(count)]
+            copies = [make_copy(case, self.device, self.seed * SEEDS + i) for i in range(count)]
             plan = make_plan(case, copies[0].cache)
             verdict, _ = check(plan, copies[0])
         except Exception as e:  # a broken kernel must not hide the other cases

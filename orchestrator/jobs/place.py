@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
 
 from pods.facts import PodFacts
 from workloads.contract.config.inventory import Inventory, PodSpec
@@ -61,16 +60,18 @@ def _pods(where: Where, pod: str) -> str:
 
 def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Placement:
     """Ranks, GPUs and CPUs on `pod`; `auto` resolved."""
-    asked = _one_device(spec) if spec.kind == "parity" else spec.resources
+    asked = _one_rank(spec, len(facts.gpus)) if spec.kind in ("parity", "bench") else spec.resources
     if facts.gpu_error and asked.gpus_per_rank != 0:
         raise LocalError(
             "E-PLAN-004", f"the GPUs of pod {pod} cannot be listed: {facts.gpu_error}", where=where("resources"),
             fix="repair nvidia-smi, or run without GPUs: --set resources.gpus_per_rank=0",
         )  # fmt: skip
-    if spec.kind == "parity" and spec.parity.device == "cuda" and not facts.gpus:
+    if spec.kind in ("parity", "bench") and _device(spec) == "cuda" and not facts.gpus:
+        instead = "Triton's interpreter" if spec.kind == "parity" else "tiny cases: a test of the bench itself"
         raise SpecError(
-            "E-PLAN-014", f"parity was asked for on a GPU, and pod {pod} has none", where=where("parity.device"),
-            value="cuda", expected="auto or cpu (Triton's interpreter)", fix="device: cpu   (orch parity --device cpu)",
+            "E-PLAN-014", f"{spec.kind} was asked for on a GPU, and pod {pod} has none",
+            where=where(f"{spec.kind}.device"), value="cuda", expected=f"auto or cpu ({instead})",
+            fix=f"device: cpu   (orch {spec.kind} --device cpu)",
         )  # fmt: skip
     found = len(facts.gpus)
     per_rank = (1 if found else 0) if asked.gpus_per_rank == "auto" else asked.gpus_per_rank
@@ -81,10 +82,23 @@ def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Place
     return place
 
 
-def _one_device(spec: JobSpec) -> Resources:
-    """A parity run is one rank, on a GPU where there is one unless the job says otherwise."""
-    wanted: Literal["auto"] | int = {"auto": spec.resources.gpus_per_rank, "cpu": 0, "cuda": 1}[spec.parity.device]
-    return spec.resources.model_copy(update={"ranks": 1, "gpus_per_rank": wanted})
+def _device(spec: JobSpec) -> str:
+    return spec.bench.device if spec.kind == "bench" else spec.parity.device
+
+
+def _one_rank(spec: JobSpec, found: int) -> Resources:
+    """A parity or bench run is one rank, on a GPU where there is one unless the job says otherwise.
+
+    Suite `comm` of a bench run measures between GPUs: its rank has every one of the pod.
+    """
+    asked = spec.resources.gpus_per_rank
+    if _device(spec) == "cpu":
+        asked = 0
+    elif asked == "auto" and spec.kind == "bench" and "comm" in spec.bench.suites:
+        asked = found or "auto"
+    elif asked == "auto" and _device(spec) == "cuda":
+        asked = 1
+    return spec.resources.model_copy(update={"ranks": 1, "gpus_per_rank": asked})
 
 
 def _refuse_gpus(place: Placement, facts: PodFacts, where: Where) -> None:

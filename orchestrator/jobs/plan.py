@@ -31,6 +31,7 @@ LOOPBACK = "127.0.0.1"
 _MODULE: Mapping[str, tuple[str, ...]] = {
     "train": ("-m", "workloads.train"),
     "parity": ("-P", "-m", "workloads.parity"),  # the kernels judged are those of the run's tree, whatever lies in cwd
+    "bench": ("-P", "-m", "workloads.bench"),
 }
 
 
@@ -139,6 +140,8 @@ class Plan:
             return [again]
         if self.spec.kind == "parity":
             return [*self._parity(), "an attempt that dies is started again and goes on behind the cells that are done"]
+        if self.spec.kind == "bench":
+            return [*self._bench(), "an attempt that dies is started again and goes on behind the cases that are done"]
         spec, checkpoint = self.spec, self.spec.checkpoint
         when = [f"every {checkpoint.every_steps} steps"] if checkpoint.every_steps else []
         when += [f"every {checkpoint.every_s:g} s"] if checkpoint.every_s else []
@@ -156,6 +159,16 @@ class Plan:
             f"{which} {', '.join(asked.suites)}: Triton {'on the GPU' if gpu else 'in its interpreter on the CPU'} "
             f"against the reference, seed {asked.seed}",
             "a row a cell; at the end a table and a verdict, go or no-go",
+        ]
+
+    def _bench(self) -> list[str]:
+        asked, gpu = self.spec.bench, self.placement.gpus > 0
+        size = "a few cases of " if asked.quick else ""
+        where = "the GPU" if gpu else "the CPU, tiny and by wall clock: a test of the bench itself"
+        return [
+            f"the memory is measured first, then {size}{', '.join(asked.suites)} on {where}, seed {asked.seed}",
+            "a row a case: checked, then timed, beside the limit and every peer that imports; at the end a table, "
+            "plots and a page",
         ]
 
     def render(self) -> str:

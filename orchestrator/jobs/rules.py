@@ -16,7 +16,7 @@ RESERVED_ENV = frozenset(
     }
 )  # fmt: skip
 FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
-ONLY_FOR = {"model": "train", "data": "train", "train": "train", "parity": "parity"}
+ONLY_FOR = {"model": "train", "data": "train", "train": "train", "parity": "parity", "bench": "bench"}
 """Parts of a job that one kind alone has."""
 
 LATER = {
@@ -26,7 +26,6 @@ LATER = {
     "resources.spares": "spare ranks",
     "checkpoint.replicate": "copies of checkpoints on other pods",
     "kind=decode": "decoding",
-    "kind=bench": "benchmarks",
     "data.source=hub": "data from the hub",
     "data.source=parquet": "Parquet data",
     "data.source=jsonl": "JSONL data",
@@ -51,7 +50,7 @@ def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
     `shortened`: train.steps came from the command line. A run made short to try it keeps the rest of its recipe.
     """
     found = _environment(spec) + _no_effect(spec)
-    if spec.kind == "parity":
+    if spec.kind in ("parity", "bench"):
         found += _one_rank(spec)
     if spec.kind != "train":
         return found
@@ -140,17 +139,18 @@ def _no_effect(spec: JobSpec) -> list[Broken]:
 
 
 def _one_rank(spec: JobSpec) -> list[Broken]:
-    """A parity run is one rank on one device."""
-    asked = spec.resources
+    """A parity run is one rank on one device; so is a benchmark, whose suite `comm` may have several."""
+    asked, kind = spec.resources, spec.kind
+    device = spec.bench.device if kind == "bench" else spec.parity.device
     found = []
     if asked.ranks not in ("auto", 1):
-        what = "a parity run is one rank"
+        what = f"a {kind} run is one rank"
         found.append(Broken("resources.ranks", what, "1", "ranks: 1   (or remove the key)", asked.ranks))
-    most = 0 if spec.parity.device == "cpu" else 1
-    if asked.gpus_per_rank != "auto" and asked.gpus_per_rank > most:
-        what = f"a parity run on device `{spec.parity.device}` takes at most {most} GPU{'s' * (most != 1)}"
+    most = 0 if device == "cpu" else None if kind == "bench" else 1
+    if asked.gpus_per_rank != "auto" and most is not None and asked.gpus_per_rank > most:
+        what = f"a {kind} run on device `{device}` takes at most {most} GPU{'s' * (most != 1)}"
         found.append(Broken("resources.gpus_per_rank", what, f"at most {most}", "remove the key", asked.gpus_per_rank))
-    if asked.gpus_per_rank == 0 and spec.parity.device == "cuda":
-        what = "parity.device is cuda, and resources.gpus_per_rank leaves no GPU"
-        found.append(Broken("parity.device", what, "device: cpu, or a GPU", "device: cpu", "cuda"))
+    if asked.gpus_per_rank == 0 and device == "cuda":
+        what = f"{kind}.device is cuda, and resources.gpus_per_rank leaves no GPU"
+        found.append(Broken(f"{kind}.device", what, "device: cpu, or a GPU", "device: cpu", "cuda"))
     return found

@@ -21,7 +21,7 @@ MAX_WHOLE_BYTES = 4 << 20
 MAX_FILE_BYTES = 1 << 40
 MAX_NAME_CHARS = 400
 
-_NUMBER = 90210
+_NUMBER, _SUITE = 90210, "anysuite"
 _RUN = RunDir(Path("run"))
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 
@@ -46,12 +46,13 @@ _N = _NUMBER
 _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
     (re.compile(pattern, re.ASCII), Kind(group, grows))
     for pattern, group, grows in (
-        (_exactly(_RUN.events, _RUN.heartbeat(_N), _RUN.parity_rows), STATUS, True),
+        (_exactly(_RUN.events, _RUN.heartbeat(_N), _RUN.parity_rows, _RUN.bench_rows), STATUS, True),
         (
             _exactly(
                 _RUN.status, _RUN.run_json, _RUN.resolved_config, _RUN.env_json, _RUN.epoch, _RUN.submissions,
                 _RUN.halt, _RUN.archived_halt(_N), _RUN.anomaly_type, _RUN.halt_ack(_N),
                 _RUN.rank_record(_N, _N), _RUN.stop_order(_N), _RUN.verdict, _RUN.parity_basis, _RUN.parity_cell,
+                _RUN.bench_basis, _RUN.bench_case, _RUN.thresholds,
             ),
             STATUS, False,
         ),
@@ -63,9 +64,14 @@ _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
             ),
             LOGS, True,
         ),
-        (_exactly(_RUN.parity_report), REST, False),
+        (_exactly(_RUN.parity_report, _RUN.bench_report, _RUN.bench_page), REST, False),
+        (_exactly(_RUN.bench_plot(_SUITE)).replace(_SUITE, r"[a-z][a-z-]{0,30}"), REST, False),
         (
-            _exactly(_RUN.ledger, _RUN.archived_ledger(_N), _RUN.archived_parity_rows(_N), _RUN.code_diff), REST, True,
+            _exactly(
+                _RUN.ledger, _RUN.archived_ledger(_N), _RUN.archived_parity_rows(_N), _RUN.archived_bench_rows(_N),
+                _RUN.code_diff,
+            ),
+            REST, True,
         ),
         (_any_in(_RUN.stackdumps, _WORD), REST, True),
         (_any_in(_RUN.tensorboard, rf"({_WORD}/){{0,3}}{_WORD}"), REST, True),

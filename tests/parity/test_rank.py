@@ -20,7 +20,7 @@ from workloads.contract.config.job import SUITES
 from workloads.contract.files import read_json
 from workloads.contract.records import RankRecord, as_wire
 from workloads.contract.rundir import RunDir
-from workloads.parity.book import Book, read_rows
+from workloads.judging.book import Book, Files, read_rows
 from workloads.runtime.rankenv import RankEnv
 
 RUN_ID = "parity-20261121T093000Z-00ff"
@@ -210,17 +210,17 @@ def test_what_cannot_be_judged_is_refused(
 def test_rows_count_only_beside_what_they_were_made_with(tmp_path: Path) -> None:
     env = RankEnv.read({"ORCH_RUN_DIR": str(tmp_path), "ORCH_ATTEMPT": "1"})
     assert env is not None
-    book, row = Book(env, {"code": "a"}), {"suite": "s", "case": "c", "verdict": "ok"}
+    book, row = Book(env, Files.of_parity(env.run, 1), {"code": "a"}), {"suite": "s", "case": "c", "verdict": "ok"}
     assert book.begin(("s", "c")) == 0
     book.add(("s", "c"), row)
     book.rest()
     with env.run.parity_rows.open("a") as f:
         f.write('{"suite": "s", "ca')  # torn: a full disk, a kill
-    again = Book(env, {"code": "a"})
+    again = Book(env, Files.of_parity(env.run, 1), {"code": "a"})
     assert again.rows == {("s", "c"): row}
     again.add(("s", "d"), {**row, "case": "d"})
-    assert list(read_rows(env.run)) == [("s", "c"), ("s", "d")]
-    other = Book(replace(env, attempt=2), {"code": "b"})
+    assert list(read_rows(env.run.parity_rows)) == [("s", "c"), ("s", "d")]
+    other = Book(replace(env, attempt=2), Files.of_parity(env.run, 2), {"code": "b"})
     assert other.rows == {} and env.run.archived_parity_rows(2).read_bytes().count(b"verdict") == 2
 
 

@@ -196,6 +196,43 @@ class RunDir:
     def parity_report(self) -> Path:
         return self.path / "parity.md"
 
+    # kind `bench`
+    @property
+    def bench_rows(self) -> Path:
+        """A line a case, appended when it was measured: with `bench_basis` the checkpoint of a bench run."""
+        return self.path / "bench.jsonl"
+
+    def archived_bench_rows(self, attempt: int) -> Path:
+        """Rows of older attempts that were measured with other code or on another device."""
+        return self.path / f"bench.a{attempt}.jsonl"
+
+    @property
+    def bench_basis(self) -> Path:
+        """What every row of `bench_rows` was measured with: code, environment, seed. Rows count only with the same."""
+        return self.path / "bench_basis.json"
+
+    @property
+    def bench_case(self) -> Path:
+        """The case that is being measured, and how many attempts died in it."""
+        return self.path / "bench_case.json"
+
+    @property
+    def bench_report(self) -> Path:
+        return self.path / "bench.md"
+
+    @property
+    def bench_page(self) -> Path:
+        """The whole result as one page that asks the network for nothing."""
+        return self.path / "bench.html"
+
+    def bench_plot(self, suite: str) -> Path:
+        return self.path / f"bench-{suite}.png"
+
+    @property
+    def thresholds(self) -> Path:
+        """From which length which backend is the faster one on this GPU model, out of the rows of this run."""
+        return self.path / "thresholds.json"
+
     # logs and dumps
     @property
     def logs(self) -> Path:

@@ -10,29 +10,20 @@ from __future__ import annotations
 
 import sys
 
-from workloads.contract.errors import OrchError, UsageError
-from workloads.contract.exitcodes import CliExit, RankExit
+from workloads.contract.errors import UsageError
 from workloads.contract.states import Phase
-from workloads.runtime import Run, stacks
-from workloads.runtime.fence import StaleEpochError
+from workloads.judging.rank import run_rank
+from workloads.runtime import Run
 from workloads.runtime.rankenv import RankEnv
 
 
 def main() -> int:
-    env = RankEnv.read()
-    stacks.register(env)  # before torch: a dump request during its import would kill the rank
-    if env is None:
-        return _not_in_a_run()
-    run = Run(env)
-    run.handle_sigterm()
-    try:
-        return _judge(env, run)
-    except OrchError as e:
-        print(e.render(), file=sys.stderr, flush=True)
-        return int(RankExit.REFUSED)
-    except StaleEpochError as e:
-        print(f"stale: {e}", file=sys.stderr, flush=True)
-        return int(RankExit.STALE_EPOCH)
+    outside = UsageError(
+        "E-PARITY-001",
+        "python -m workloads.parity is the rank of a run, and ORCH_RUN_DIR is not set",
+        fix="orch parity",
+    )
+    return run_rank(_judge, outside)
 
 
 def _judge(env: RankEnv, run: Run) -> int:
@@ -43,20 +34,11 @@ def _judge(env: RankEnv, run: Run) -> int:
     run.phase(Phase.LOADING)
     place = take_place(config)  # decides about the interpreter: kernels are imported behind it
 
-    from workloads.parity.book import Book
+    from workloads.judging.book import Book, Files
     from workloads.parity.loop import judge_all
 
-    return judge_all(env, run, config, place, Book(env, place.basis(config)))
-
-
-def _not_in_a_run() -> int:
-    error = UsageError(
-        "E-PARITY-001",
-        "python -m workloads.parity is the rank of a run, and ORCH_RUN_DIR is not set",
-        fix="orch parity",
-    )
-    print(error.render(), file=sys.stderr, flush=True)
-    return int(CliExit.USAGE)
+    book = Book(env, Files.of_parity(env.run, env.attempt), place.basis(config))
+    return judge_all(env, run, config, place, book)
 
 
 if __name__ == "__main__":

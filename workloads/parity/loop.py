@@ -10,7 +10,7 @@ import time
 
 from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import Phase
-from workloads.parity.book import Book, Key, Row
+from workloads.judging.book import Book, Key, Row
 from workloads.parity.config import ParityConfig
 from workloads.parity.matrix import Matrix, family_of, is_good, words
 from workloads.parity.place import Place
@@ -62,4 +62,4 @@ def _tell(row: Row, done: int, cells: int) -> None:
 def _halted(run: Run, book: Book, cells: int) -> int:
     book.rest()
     print(f"halted between two cells: {len(book.rows)} of {cells} are done", flush=True)
-    return run.halted(len(book.rows), checkpoint=book.run.parity_rows)
+    return run.halted(len(book.rows), checkpoint=book.files.rows)

@@ -9,11 +9,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from kernels import parity
 from workloads.contract.errors import SpecError, escape
-from workloads.parity.book import Key, Row
+from workloads.judging.book import Key, Row
+from workloads.judging.machine import device_answers
 from workloads.parity.config import ParityConfig
 from workloads.parity.place import Place
 
@@ -48,7 +47,7 @@ class Matrix:
         """The row of a cell, whatever it raised. Sets `broken` when the device fails this process from now on."""
         outcome = parity.run_cell(self.cells[key], self._device, self._seed)
         if not outcome.ok and self._device == "cuda":
-            self.broken = not _device_answers()
+            self.broken = not device_answers()
         return self._row(outcome)
 
     def died(self, key: Key, deaths: int) -> Row:
@@ -68,15 +67,6 @@ def key_of(cell: parity.Cell) -> Key:
 
 def family_of(row: Mapping[str, Any]) -> str:
     return str(row["suite"]).removeprefix("parity-")
-
-
-def _device_answers() -> bool:
-    """An illegal access stays with a process: every later call of it fails."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
 
 
 def is_good(row: Mapping[str, Any]) -> bool:

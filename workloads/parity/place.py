@@ -6,23 +6,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from workloads.contract.codehash import code_hash
 from workloads.contract.errors import LocalError, SpecError
+from workloads.judging.machine import hash_of, smi, version
 from workloads.parity.config import ParityConfig
 
-SMI_S = 30.0
 INTERPRETER = "interpreter"
 NO_DRIVER = "-"
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Place:
 
 def take_place(config: ParityConfig) -> Place:
     """The place that the job asks for. SpecError when it is not there, LocalError when nothing can be judged here."""
-    triton = _version("triton")
+    triton = version("triton")
     if not triton:
         raise LocalError(
             "E-PARITY-003", "triton is not installed for this Python: there is nothing to hold to the reference",
@@ -72,34 +67,8 @@ def take_place(config: ParityConfig) -> Place:
         os.environ.pop("TRITON_INTERPRET", None)
     else:
         os.environ["TRITON_INTERPRET"] = "1"
-    return Place(
-        "cuda" if on_gpu else "cpu", gpu, driver, _version("torch"), triton, platform.python_version(), kernels_hash()
-    )
-
-
-def kernels_hash() -> str:
-    """Of the very package that will be imported."""
     import kernels
 
-    assert kernels.__file__ is not None
-    return code_hash(Path(kernels.__file__).parent)
-
-
-def smi(name: str) -> tuple[str, str]:
-    """(model, driver) of the device that this rank leases. `name`: torch's word for it, where nvidia-smi is silent."""
-    devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    which = [f"--id={d}" for d in devices[:1]]
-    argv = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", *which]
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMI_S, check=True, text=True)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return name, UNKNOWN
-    model, _, driver = next(iter(done.stdout.splitlines()), "").rpartition(",")
-    return (model.strip(), driver.strip()) if model and driver.strip() else (name, UNKNOWN)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return Place(
+        "cuda" if on_gpu else "cpu", gpu, driver, version("torch"), triton, platform.python_version(), hash_of(kernels)
+    )

@@ -16,7 +16,7 @@ from typing import Any
 from workloads.contract.files import atomic_write, atomic_write_json
 from workloads.contract.records import RunVerdict, as_wire
 from workloads.contract.rundir import OrchHome
-from workloads.parity.book import Row
+from workloads.judging.book import Row
 from workloads.parity.config import ParityConfig
 from workloads.parity.matrix import GOOD, family_of, is_good, words
 from workloads.parity.place import Place

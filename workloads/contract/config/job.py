@@ -184,14 +184,38 @@ class ParitySpec(Config):
         return self
 
 
+BenchSuite = Literal["bandwidth", "kv-decode", "decoupled", "device", "train-step", "comm"]
+BENCH_SUITES: tuple[BenchSuite, ...] = get_args(BenchSuite)
+"""What a benchmark measures, in the order in which it does."""
+KERNEL_BENCHES: tuple[BenchSuite, ...] = BENCH_SUITES[:3]
+"""The suites that are measured when none is named: memory, and our kernels beside their peers."""
+
+
+class BenchSpec(Config):
+    """Kind `bench`: every case of these suites, checked and then timed, one rank."""
+
+    suites: Annotated[list[BenchSuite], Field(min_length=1)] = list(KERNEL_BENCHES)
+    quick: bool = False
+    """few cases and replays: a look, no figures"""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: the pod's GPU, else the CPU, where tiny cases test the bench itself"""
+    seed: NonNegInt = 0
+
+    @model_validator(mode="after")
+    def _suites(self) -> Self:
+        if len(set(self.suites)) != len(self.suites):
+            raise ValueError("bench.suites: names a suite twice")
+        return self
+
+
 Requirement = Literal["parity"]
 
 
 class JobSpec(Config):
-    """`parity` and `require` came later than the rest: a run.json that does not name them means their defaults."""
+    """`parity`, `bench`, `require` came later than the rest: a run.json without them means their defaults."""
 
     name: Name
-    kind: Literal["train", "command", "parity"] = "train"
+    kind: Literal["train", "command", "parity", "bench"] = "train"
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """`command`: argv of every rank, passed whole"""
     workdir: str | None = None
@@ -209,6 +233,7 @@ class JobSpec(Config):
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
     parity: ParitySpec = ParitySpec()
+    bench: BenchSpec = BenchSpec()
     require: list[Requirement] = []
     """`parity`: launched only where the kernels were found right: this code on this GPU, driver, torch and triton"""
     runtime: RuntimeSpec = RuntimeSpec()
