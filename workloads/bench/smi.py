@@ -1,4 +1,4 @@
-"""What nvidia-smi says of the GPUs now: clocks and why they are low, power, heat, link, memory faults, who else is there.
+"""What nvidia-smi says of the GPUs now: clocks and why they are low, power, heat, link, memory faults, other processes.
 
 `ask` runs it; everything else is a pure function of its output. A field that this driver does not know is left out and
 asked no more; what is not told is None, never guessed. No torch. Called by `workloads.bench.gpuprobe`.
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-SMI_S = 20.0
+SMI_S = 10.0
 FIELDS = (
     "uuid", "name", "driver_version", "pci.bus_id",
     "pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current", "pcie.link.width.max",
@@ -240,3 +240,10 @@ def _slot(bus: str) -> str:
     """`00000000:3B:00.0` and `0000:3b:00` are one slot."""
     domain, _, rest = bus.lower().partition(".")[0].partition(":")
     return f"{domain.lstrip('0')}:{rest}"
+
+
+def of_uuid(answer: Answer, uuid: str) -> GpuState | None:
+    """The GPU that has this uuid; the only one there is, where torch does not tell its uuid."""
+    if not uuid and len(answer.gpus) == 1:
+        return next(iter(answer.gpus.values()))
+    return answer.gpus.get(uuid)
