@@ -81,7 +81,7 @@ def prepare(
             run_id=chosen, source=loaded.source, created=now, operator=f"{user_name()}@{platform.node()}",
             uid=seen.uid, home=seen.home, tree=seen.tree, cwd=seen.cwd, env=seen.env,
             rank_python=seen.rank_python, orch_python=seen.orch_python, orch_version=_orch_version(),
-            code=own_code_state(source_root()) if spec.kind in ("parity", "bench") else code_state(cwd),
+            code=own_code_state(source_root()) if spec.device is not None else code_state(cwd),
             notes=seen.notes, brings=seen.brings, snapshot=seen.snapshot, where=loaded.where,
             verdicts=seen.verdicts,
         )  # fmt: skip

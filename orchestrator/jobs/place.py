@@ -15,6 +15,12 @@ from workloads.contract.config.job import JobSpec, Resources
 from workloads.contract.errors import LocalError, SpecError
 
 Where = Callable[[str], str]
+_ON_CPU = {
+    "parity": "Triton's interpreter",
+    "bench": "tiny cases: a test of the bench itself",
+    "decode": "the kernels' references",
+}
+"""What a run of that kind is without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,16 @@ def _pods(where: Where, pod: str) -> str:
 
 def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Placement:
     """Ranks, GPUs and CPUs on `pod`; `auto` resolved."""
-    asked = _one_rank(spec, len(facts.gpus)) if spec.kind in ("parity", "bench") else spec.resources
+    asked = _one_rank(spec, len(facts.gpus)) if spec.device is not None else spec.resources
     if facts.gpu_error and asked.gpus_per_rank != 0:
         raise LocalError(
             "E-PLAN-004", f"the GPUs of pod {pod} cannot be listed: {facts.gpu_error}", where=where("resources"),
             fix="repair nvidia-smi, or run without GPUs: --set resources.gpus_per_rank=0",
         )  # fmt: skip
-    if spec.kind in ("parity", "bench") and _device(spec) == "cuda" and not facts.gpus:
-        instead = "Triton's interpreter" if spec.kind == "parity" else "tiny cases: a test of the bench itself"
+    if spec.device == "cuda" and not facts.gpus:
         raise SpecError(
             "E-PLAN-014", f"{spec.kind} was asked for on a GPU, and pod {pod} has none",
-            where=where(f"{spec.kind}.device"), value="cuda", expected=f"auto or cpu ({instead})",
+            where=where(f"{spec.kind}.device"), value="cuda", expected=f"auto or cpu ({_ON_CPU[spec.kind]})",
             fix=f"device: cpu   (orch {spec.kind} --device cpu)",
         )  # fmt: skip
     found = len(facts.gpus)
@@ -82,21 +87,17 @@ def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Place
     return place
 
 
-def _device(spec: JobSpec) -> str:
-    return spec.bench.device if spec.kind == "bench" else spec.parity.device
-
-
 def _one_rank(spec: JobSpec, found: int) -> Resources:
-    """A parity or bench run is one rank, on a GPU where there is one unless the job says otherwise.
+    """A parity, bench or decode run is one rank, on a GPU where there is one unless the job says otherwise.
 
     Suite `comm` of a bench run measures between GPUs: its rank has every one of the pod.
     """
     asked = spec.resources.gpus_per_rank
-    if _device(spec) == "cpu":
+    if spec.device == "cpu":
         asked = 0
     elif asked == "auto" and spec.kind == "bench" and "comm" in spec.bench.suites:
         asked = found or "auto"
-    elif asked == "auto" and _device(spec) == "cuda":
+    elif asked == "auto" and spec.device == "cuda":
         asked = 1
     return spec.resources.model_copy(update={"ranks": 1, "gpus_per_rank": asked})
 

@@ -32,6 +32,7 @@ _MODULE: Mapping[str, tuple[str, ...]] = {
     "train": ("-m", "workloads.train"),
     "parity": ("-P", "-m", "workloads.parity"),  # the kernels judged are those of the run's tree, whatever lies in cwd
     "bench": ("-P", "-m", "workloads.bench"),
+    "decode": ("-P", "-m", "workloads.decode"),
 }
 
 
@@ -142,6 +143,8 @@ class Plan:
             return [*self._parity(), "an attempt that dies is started again and goes on behind the cells that are done"]
         if self.spec.kind == "bench":
             return [*self._bench(), "an attempt that dies is started again and goes on behind the cases that are done"]
+        if self.spec.kind == "decode":
+            return [*self._decode(), "an attempt that dies is started again and goes on behind the turns that are done"]
         spec, checkpoint = self.spec, self.spec.checkpoint
         when = [f"every {checkpoint.every_steps} steps"] if checkpoint.every_steps else []
         when += [f"every {checkpoint.every_s:g} s"] if checkpoint.every_s else []
@@ -169,6 +172,22 @@ class Plan:
             f"the memory is measured first, then {size}{', '.join(asked.suites)} on {where}, seed {asked.seed}",
             "a row a case: checked, then timed, beside the limit and every peer that imports; at the end a table, "
             "plots and a page",
+        ]
+
+    def _decode(self) -> list[str]:
+        asked, gpu = self.spec.decode, self.placement.gpus > 0
+        if asked.weights is not None:
+            model = f"the weights of {asked.weights}"
+        else:
+            model = f"random weights, about {sizes.short(sizes.parameters(self.spec.model))} parameters"
+        if isinstance(asked.prompts, str):
+            what = f"the prompts in {asked.prompts} are answered"
+        else:
+            what = f"{len(asked.prompts)} conversation{'s are' if len(asked.prompts) > 1 else ' is'} answered"
+        how = {"full": "without a cache", "cache": "on a cache"}.get(asked.backend, f"on a cache {asked.kv_policy}")
+        return [
+            f"{what} {how} by {model} on the {'GPU' if gpu else 'CPU'}, at most {asked.max_new_tokens} tokens a reply",
+            "a row a turn: text, times, bytes and memory; at the end a summary",
         ]
 
     def render(self) -> str:

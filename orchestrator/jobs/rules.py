@@ -16,8 +16,11 @@ RESERVED_ENV = frozenset(
     }
 )  # fmt: skip
 FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
-ONLY_FOR = {"model": "train", "data": "train", "train": "train", "parity": "parity", "bench": "bench"}
-"""Parts of a job that one kind alone has."""
+ONLY_FOR = {
+    "model": ("train", "decode"), "data": ("train",), "train": ("train",), "parity": ("parity",), "bench": ("bench",),
+    "decode": ("decode",),
+}  # fmt: skip
+"""Parts of a job that only these kinds have."""
 
 LATER = {
     "health": "health rules of one's own",
@@ -25,7 +28,6 @@ LATER = {
     "resources.min_ranks": "runs with fewer ranks than asked for",
     "resources.spares": "spare ranks",
     "checkpoint.replicate": "copies of checkpoints on other pods",
-    "kind=decode": "decoding",
     "data.source=hub": "data from the hub",
     "data.source=parquet": "Parquet data",
     "data.source=jsonl": "JSONL data",
@@ -50,8 +52,10 @@ def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
     `shortened`: train.steps came from the command line. A run made short to try it keeps the rest of its recipe.
     """
     found = _environment(spec) + _no_effect(spec)
-    if spec.kind in ("parity", "bench"):
+    if spec.device is not None:
         found += _one_rank(spec)
+    if spec.kind == "decode":
+        found += _decode(spec)
     if spec.kind != "train":
         return found
     steps = spec.train.steps
@@ -76,9 +80,7 @@ def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
             )
         )
     if spec.model.vocab is not None and spec.model.vocab < BYTE_VOCAB:
-        expected = f"at least {BYTE_VOCAB}, the size of the byte tokenizer"
-        vocab = spec.model.vocab
-        found.append(Broken("model.vocab", "model.vocab is too small", expected, f"vocab: {BYTE_VOCAB}", vocab))
+        found.append(_small_vocab(spec.model.vocab))
     if isinstance(spec.resources.ranks, int):
         found += batch_rules(spec, spec.resources.ranks)
     return found
@@ -132,16 +134,30 @@ def _environment(spec: JobSpec) -> list[Broken]:
 
 def _no_effect(spec: JobSpec) -> list[Broken]:
     return [
-        Broken(part, f"{part} has no effect on kind `{spec.kind}`", f"kind: {kind}", f"remove `{part}`")
-        for part, kind in ONLY_FOR.items()
-        if kind != spec.kind and part in spec.model_fields_set
+        Broken(part, f"{part} has no effect on kind `{spec.kind}`", f"kind: {' or '.join(kinds)}", f"remove `{part}`")
+        for part, kinds in ONLY_FOR.items()
+        if spec.kind not in kinds and part in spec.model_fields_set
     ]
 
 
+def _decode(spec: JobSpec) -> list[Broken]:
+    found, vocab = [], spec.model.vocab
+    if spec.decode.weights is not None and "model" in spec.model_fields_set:
+        what = "model has no effect beside decode.weights, which bring their own"
+        found.append(Broken("model", what, "random weights, or `weights`", "remove `model`"))
+    elif vocab is not None and vocab < BYTE_VOCAB:
+        found.append(_small_vocab(vocab))
+    return found
+
+
+def _small_vocab(vocab: int) -> Broken:
+    expected = f"at least {BYTE_VOCAB}, the size of the byte tokenizer"
+    return Broken("model.vocab", "model.vocab is too small", expected, f"vocab: {BYTE_VOCAB}", vocab)
+
+
 def _one_rank(spec: JobSpec) -> list[Broken]:
-    """A parity run is one rank on one device; so is a benchmark, whose suite `comm` may have several."""
-    asked, kind = spec.resources, spec.kind
-    device = spec.bench.device if kind == "bench" else spec.parity.device
+    """Such a run is one rank on one device; of a benchmark, suite `comm` may have several."""
+    asked, kind, device = spec.resources, spec.kind, spec.device
     found = []
     if asked.ranks not in ("auto", 1):
         what = f"a {kind} run is one rank"

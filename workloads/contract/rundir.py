@@ -233,6 +233,31 @@ class RunDir:
         """From which length which backend is the faster one on this GPU model, out of the rows of this run."""
         return self.path / "thresholds.json"
 
+    # kind `decode`
+    @property
+    def decode_rows(self) -> Path:
+        """A line a turn, appended when it was answered: with `decode_basis` the checkpoint of a decode run."""
+        return self.path / "decode.jsonl"
+
+    def archived_decode_rows(self, attempt: int) -> Path:
+        """Turns of older attempts that were answered with other code, another model or elsewhere."""
+        return self.path / f"decode.a{attempt}.jsonl"
+
+    @property
+    def decode_basis(self) -> Path:
+        """What every row of `decode_rows` was made with: code, environment, weights, prompts, settings."""
+        return self.path / "decode_basis.json"
+
+    @property
+    def decode_turn(self) -> Path:
+        """The turn that is being answered, and how many attempts died in it."""
+        return self.path / "decode_turn.json"
+
+    @property
+    def decode_summary(self) -> Path:
+        """The figures over all turns; written last of all."""
+        return self.path / "decode.json"
+
     # logs and dumps
     @property
     def logs(self) -> Path:

@@ -208,6 +208,45 @@ class BenchSpec(Config):
         return self
 
 
+Prompt = Annotated[str, Field(min_length=1)]
+
+
+class DecodeSpec(Config):
+    """Kind `decode`: answer every prompt with a model, turn by turn on its cache, one rank."""
+
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    """on the pod: a folder as published (config.json, *.safetensors), a checkpoint, or a run id; else random"""
+    prompts: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Prompt | Annotated[list[Prompt], Field(min_length=1)]], Field(min_length=1)]
+    ) = ["Once upon a time"]
+    """conversations, each a prompt or a list of turns; or a file of them on the pod (`workloads.contract.prompts`)"""
+    max_new_tokens: PositiveInt = 64
+    """tokens of a reply, at most"""
+    temperature: NonNegFloat = 0.0
+    """0: the likeliest token"""
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: NonNegInt = 0
+    backend: Literal["full", "cache", "decoupled"] = "cache"
+    """`full`: no cache, every token reads the whole text again; `decoupled`: a cache in the formats of kv_policy"""
+    kv_policy: str | None = None
+    """`ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128`: see kernels/decoupled/README.md"""
+    repeats: PositiveInt = 1
+    """how often each reply is made, to be timed; the last one is kept"""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: that of the weights, but bf16 for fp32 on a GPU, and fp32 on a CPU"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.backend == "decoupled") != (self.kv_policy is not None):
+            raise ValueError("decode.kv_policy: is needed by backend `decoupled` and by no other")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError("decode.temperature: top_k and top_p say what is drawn from; 0 draws nothing")
+        return self
+
+
 Requirement = Literal["parity"]
 
 
@@ -215,7 +254,7 @@ class JobSpec(Config):
     """`parity`, `bench`, `require` came later than the rest: a run.json without them means their defaults."""
 
     name: Name
-    kind: Literal["train", "command", "parity", "bench"] = "train"
+    kind: Literal["train", "command", "parity", "bench", "decode"] = "train"
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """`command`: argv of every rank, passed whole"""
     workdir: str | None = None
@@ -234,6 +273,7 @@ class JobSpec(Config):
     train: TrainSpec = TrainSpec()
     parity: ParitySpec = ParitySpec()
     bench: BenchSpec = BenchSpec()
+    decode: DecodeSpec = DecodeSpec()
     require: list[Requirement] = []
     """`parity`: launched only where the kernels were found right: this code on this GPU, driver, torch and triton"""
     runtime: RuntimeSpec = RuntimeSpec()
@@ -258,3 +298,16 @@ class JobSpec(Config):
         if self.kind == "parity" and self.require:
             raise ValueError("require: has no effect on kind `parity`, which is what it asks for")
         return self
+
+    @property
+    def device(self) -> Literal["auto", "cuda", "cpu"] | None:
+        """What a kind of one rank asks to run on; None for the kinds that have as many ranks as there are."""
+        match self.kind:
+            case "parity":
+                return self.parity.device
+            case "bench":
+                return self.bench.device
+            case "decode":
+                return self.decode.device
+            case _:
+                return None
