@@ -11,6 +11,9 @@ import os
 import torch
 from torch import Tensor
 
+OLDEST = (8, 0)
+"""The compute capability that Triton supports at least."""
+
 
 def interpreted() -> bool:
     """True when Triton runs kernels in Python on the CPU (TRITON_INTERPRET=1, set before a kernel is imported)."""
@@ -38,6 +41,14 @@ def gpu_name(device: torch.device) -> str | None:
 def capability(device: torch.device) -> tuple[int, int] | None:
     """The compute capability, (9, 0) for SM 9.0; None without a GPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def too_old(device: torch.device) -> str:
+    """Why Triton does not run on this GPU at all; "" where it does, or where there is none."""
+    found = capability(device)
+    if found is None or found >= OLDEST:
+        return ""
+    return f"{gpu_name(device)} is SM {found[0]}.{found[1]}, and Triton needs {OLDEST[0]}.{OLDEST[1]}"
 
 
 def next_power_of_2(n: int) -> int:

@@ -170,13 +170,21 @@ def documents(rows: Iterable[Row], source: str, margin: float = MARGIN) -> list[
     SDPA takes the lengths from which (or until which) one of its backends is faster by the margin, for good.
     """
     made = []
-    dense = [r for r in _right(rows) if r["suite"] == "kv-decode" and any(p.startswith("sdpa") for p in r["peers"])]
+    dense = [r for r in _right(rows) if r["suite"] == "kv-decode"]
     for gpu in sorted({r["device"] for r in dense}):
-        own = [r for r in dense if r["device"] == gpu]
+        groups = [g for g in _grouped([r for r in dense if r["device"] == gpu]) if _sdpa(g)]
+        own = [row for group in groups for row in group]
+        if not own:
+            continue
         commit, date = (", ".join(sorted({str(r[key]) for r in own})) for key in ("commit", "date"))
-        rules = [rule for group in _grouped(own) for rule in _rules(group, margin)]
+        rules = [rule for group in groups for rule in _rules(group, margin)]
         made.append(Thresholds(thresholds.VERSION, "kv-decode", gpu, margin, commit, date, source, tuple(rules)))
     return made
+
+
+def _sdpa(rows: Sequence[Row]) -> list[str]:
+    """The peers among them that dispatch can call."""
+    return sorted({p for r in rows for p in r["peers"] if p in thresholds.BACKENDS})
 
 
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -193,8 +201,7 @@ def _rules(rows: Sequence[Row], margin: float) -> list[Rule]:
     s = rows[0]["shape"]
     lengths = sorted({int(r["shape"]["S"]) for r in rows})
     chosen = dict.fromkeys(lengths, TRITON)
-    peers = sorted({p for r in rows for p in r["peers"] if p.startswith("sdpa")})
-    for peer in peers:
+    for peer in _sdpa(rows):
         both = {int(r["shape"]["S"]): (float(r["peers"][peer]), _us(r)) for r in rows if peer in r["peers"]}
         if set(both) != set(lengths):
             continue  # a peer without a time at some length is not known to win for good

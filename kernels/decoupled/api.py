@@ -7,18 +7,16 @@ Inference only. Imports Triton only where it runs. Called by models; `plan` is f
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from kernels.decoupled.cache import QuantizedCache
+from kernels.decoupled.dispatch import by_triton
 from kernels.decoupled.plan import DecoupledPlan
 from kernels.decoupled.reference import NullToken, decoupled_decode_reference
-from kernels.device import runs_triton
 
-BACKENDS: Final = ("auto", "triton", "reference")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -42,12 +40,12 @@ def decoupled_decode(
 
     passes 1 or 2 and partitions (of 2 passes) force what `DecoupledPlan` would choose; partitions=0 is refused when a
     row has quantized tokens (that costs one wait for the device). backend: auto (the kernels where Triton runs, else
-    the reference), triton, or reference; the environment's KERNELS_BACKEND=triton|reference goes before `auto`.
+    the reference), triton, or reference; the environment's KERNELS_BACKEND=triton|reference goes before `auto`. SDPA
+    cannot read a quantized cache, so no thresholds file decides here.
     ValueError for shapes, dtypes or options that do not fit, and when a gradient would be wanted.
     """
     _check(q_sem, q_geo, cache)
-    chosen = _chosen(backend)
-    if chosen == "triton" or (chosen == "auto" and runs_triton(q_sem)):
+    if by_triton(q_sem, backend):
         plan = DecoupledPlan.of(cache, q_sem.shape[1], dtype=q_sem.dtype, passes=passes, partitions=partitions)
         if plan.choice.partitions == 0:
             _refuse_prefix(cache)
@@ -72,14 +70,6 @@ def _by_reference(
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; it must be {result.dtype} {tuple(result.shape)}")
         result = out.copy_(result)
     return result, both[1]
-
-
-def _chosen(backend: str) -> str:
-    forced = os.environ.get("KERNELS_BACKEND", "auto") or "auto"
-    for name, value in (("backend", backend), ("KERNELS_BACKEND", forced)):
-        if value not in BACKENDS:
-            raise ValueError(f"{name}={value!r}: it is one of {', '.join(BACKENDS)}")
-    return forced if backend == "auto" else backend
 
 
 def _check(q_sem: Tensor, q_geo: Tensor, cache: QuantizedCache) -> None:

@@ -14,12 +14,12 @@ Shape letters: B rows, H KV heads, T new tokens, C capacity, R ring slots, D val
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from kernels.decoupled.dispatch import by_triton
 from kernels.decoupled.part import Part, put, take
 from kernels.decoupled.policy import KVCachePolicy, storage_slots
 from kernels.decoupled.reference import Tail
@@ -121,7 +121,7 @@ class QuantizedCache:
 
     def _append_step(self, k_sem: Tensor, k_geo: Tensor, v: Tensor) -> None:
         """One token a row: one launch where Triton runs, unless KERNELS_BACKEND=reference says otherwise."""
-        if runs_triton(self.lengths) and os.environ.get("KERNELS_BACKEND") != "reference":
+        if runs_triton(self.lengths) and by_triton(self.lengths):
             from kernels.decoupled.triton_append import append_step
 
             append_step(self, k_sem, k_geo, v)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.decoupled.cache import QuantizedCache
+from kernels.decoupled.dispatch import without
 from kernels.decoupled.reference import NullToken
 from kernels.device import ceil_div, multiprocessors
 
@@ -90,6 +91,7 @@ class DecoupledPlan:
         self.shapes = ((batch, q_heads, d_sem), (batch, q_heads, d_geo), (batch, q_heads, d_v))
         self.cache_shape = (batch, kv_heads, (d_sem, d_geo, d_v), capacity, resid)
         self.choice = choose(batch * kv_heads, capacity, self.device, passes=passes, partitions=partitions)
+        self.lacks = without(self.device)
         rows = batch * q_heads if self.choice.passes == 2 else 0
         total = max(self.choice.partitions, int(resid > 0))  # the tail needs a program also where there is no partition
         self.scratch = (
@@ -152,8 +154,8 @@ class DecoupledPlan:
         return out
 
     def why(self) -> str:
-        """What was chosen, and from which numbers."""
-        return self.choice.why
+        """What was chosen, and from which numbers; what this GPU lacks."""
+        return f"{self.choice.why}{self.lacks and f'; {self.lacks}'}"
 
     def _check(self, q_sem: Tensor, q_geo: Tensor, cache: QuantizedCache, out: Tensor | None) -> None:
         for name, x, shape in zip(("q_sem", "q_geo", "out"), (q_sem, q_geo, out), self.shapes, strict=True):

@@ -225,7 +225,8 @@ def launch(
         SEM=BITS[sem.kind], GEO=BITS[geo.kind], V=BITS[v.kind], DS=sem.dim, DG=geo.dim, DV=v.dim, G=group, R=tail,
         M=max(16, next_power_of_2(group)), N=BLOCK, NT=tail_block(tail, programs),
         HAS_NULL=seed is not None, ONE_PASS=one_pass, ASM=not interpreted(), PDL=pdl, NORM=q_sem.dtype != torch.float16,
-        AHEAD=ahead, HAS_PREFIX=one_pass or partitions > 0, num_warps=1, num_stages=stages, **options,
+        AHEAD=ahead if overlaps(q_sem) else 0, HAS_PREFIX=one_pass or partitions > 0,
+        num_warps=1, num_stages=stages, **options,
     )  # fmt: skip
 
 
@@ -240,7 +241,8 @@ def tail_block(resid: int, programs: int) -> int:
 
 
 def overlaps(x: Tensor) -> bool:
-    """Whether a kernel can be put in place while the one before it still runs (programmatic dependent launch)."""
+    """Whether a kernel can be put in place while the one before it still runs (programmatic dependent launch). It came
+    with SM 9.0, as did the instruction that asks the L2 for blocks ahead."""
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 

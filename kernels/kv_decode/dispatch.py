@@ -16,15 +16,13 @@ from typing import Literal
 import torch
 
 from kernels import thresholds
-from kernels.device import capability, gpu_name, interpreted
+from kernels.device import gpu_name, interpreted, too_old
 from kernels.kv_decode import sdpa
 from kernels.kv_decode.config import SHARED_BYTES, choose_config
 
 Backend = Literal["auto", "triton", "reference", "sdpa", "sdpa-flash", "sdpa-cudnn"]
 BACKENDS = ("auto", "triton", "reference", "sdpa", "sdpa-flash", "sdpa-cudnn")
 FAMILY = "kv-decode"
-OLDEST = (8, 0)
-"""The compute capability that Triton supports at least."""
 PLANNED = "a plan reads its lengths on the device, and SDPA takes them from the host"
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -124,9 +122,8 @@ def _measured(ask: Ask, gpu: str) -> Choice:
 @functools.lru_cache(maxsize=256)
 def unable(device: torch.device, rows: int, dim: int, v_dim: int, dtype: torch.dtype) -> str:
     """Why this GPU cannot run our kernels for `rows` queries of a KV head at these head sizes; "" when it can."""
-    found = capability(device)
-    if found is not None and found < OLDEST:
-        return f"{gpu_name(device)} is SM {found[0]}.{found[1]}, and Triton needs {OLDEST[0]}.{OLDEST[1]}"
+    if too_old(device):
+        return too_old(device)
     try:
         choose_config(max(1, rows), dim, v_dim, dtype, 1 << 20, **machine(device))
     except ValueError as e:
