@@ -1,33 +1,24 @@
 """A parity run as it is read: its rows, its verdict, and both as a table or a document. Pure but for reading two files.
 
-Rows and verdict come from a pod: only what has the right type is used, and a `go` beside a wrong or missing row is
-none. Called by `orch parity`, by the report and by the live line of a run.
+What is believed of them is decided in `orchestrator.runs.judged`. Called by `orch parity` and by the report.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.runs.reading import record_of
+from orchestrator.runs import judged
+from orchestrator.runs.judged import GOOD, Row, is_good, ordered
 from orchestrator.runs.render import one_line, program, table
 from orchestrator.runs.views import RunView
-from workloads.contract.errors import IntegrityError
-from workloads.contract.files import read_bytes_bounded, try_read_json
 from workloads.contract.records import RunVerdict
 from workloads.contract.rundir import RunDir
-from workloads.contract.states import RunState
 
-GO, NO_GO = "go", "no-go"
-GOOD = "ok"
 PREFIX = "parity-"
-MAX_ROWS_BYTES = 256 << 20
 MAX_WORDS = 160
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,15 +111,6 @@ class Result:
         return one_line(shlex.join(words))
 
 
-def is_good(row: Mapping[str, Any]) -> bool:
-    return row.get("verdict") == GOOD
-
-
-def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Wrong ones first, else as they were judged."""
-    return sorted(rows, key=is_good)
-
-
 def cells_table(rows: Sequence[Row], width: int = 0) -> list[str]:
     header = ("SUITE", "CELL", "ERROR", "ALLOWED", "WORST AT", "VERDICT")
     cells = [
@@ -147,44 +129,11 @@ def number(value: object) -> str:
 
 def read_rows(run: RunDir) -> tuple[Row, ...]:
     """Whole rows, one a cell, in the order in which they were judged."""
-    try:
-        data = read_bytes_bounded(run.parity_rows, MAX_ROWS_BYTES)
-    except (OSError, ValueError):
-        return ()
-    found: dict[tuple[str, str], Row] = {}
-    for line in data.split(b"\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("suite"), str) and isinstance(row.get("case"), str):
-            found[(row["suite"], row["case"])] = {k: v for k, v in row.items() if not _is_no_number(v)}
-    return tuple(found.values())
-
-
-def _is_no_number(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def wrong_so_far(run: RunDir) -> int:
-    return sum(not is_good(row) for row in read_rows(run))
+    return judged.read_rows(run.parity_rows)
 
 
 def result_of(view: RunView, pod: str) -> Result:
     """What `view` has answered. IntegrityError when its verdict is not that of its rows."""
-    rows, row = read_rows(view.run), try_read_json(view.run.verdict)
-    verdict = record_of(RunVerdict, row) if row is not None else None
-    if verdict is None or not view.ended or verdict.attempt != view.attempt:
-        return Result(view, rows, None, pod)
-    result = Result(view, rows, verdict, pod)
-    ended = {GO: RunState.SUCCEEDED, NO_GO: RunState.FAILED}.get(verdict.verdict)
-    told, wrong = (verdict.data.get("cells"), verdict.data.get("wrong")), len(result.wrong)
-    if view.state != ended or told != (len(rows), wrong) or (verdict.verdict == GO) == bool(wrong):
-        raise IntegrityError(
-            "E-PARITY-008", f"the verdict of run {view.run.run_id} is not that of its rows",
-            where=str(view.run.verdict),
-            value=f"{verdict.verdict}: {one_line(verdict.why, 80)}; {view.state}",
-            expected=f"{len(result.wrong)} wrong of the {len(rows)} cells in {view.run.parity_rows.name}",
-            fix=f"orch resume {view.run.run_id}   (cells that have a row are not judged again)",
-        )  # fmt: skip
-    return result
+    rows = read_rows(view.run)
+    verdict = judged.verdict_of(view, rows, view.run.parity_rows, counted="cells", code="E-PARITY-008")
+    return Result(view, rows, verdict, pod)

@@ -175,8 +175,8 @@ def event_words(e: Event) -> str:
 def next_lines(view: RunView) -> list[tuple[str, str]]:
     """(what to type, what it does), fitting the state."""
     run, orch = view.run.run_id, program()
-    if view.info.get("kind") == "parity":
-        return _next_of_parity(view, run, orch)
+    if (kind := view.info.get("kind")) in _JUDGED:
+        return _next_of_judged(view, str(kind), f"{orch} {kind} --run {run}")
     if not view.ended:
         dump = [(f"{orch} dump {run}", "the stack of every rank")] if view.ranks else []
         return [
@@ -193,12 +193,21 @@ def next_lines(view: RunView) -> list[tuple[str, str]]:
     return lines
 
 
-def _next_of_parity(view: RunView, run: str, orch: str) -> list[tuple[str, str]]:
-    lines = [(f"{orch} parity --run {run}", "its verdict, cell by cell" if view.ended else "back to it")]
+_JUDGED = {
+    "parity": ("its verdict, cell by cell", "stop it between two cells", "judge the rest"),
+    "bench": ("its table, case by case", "stop it between two cases", "measure the rest"),
+}
+"""What is said of the end, a halt and a resume of the kinds that have a command of their own."""
+
+
+def _next_of_judged(view: RunView, kind: str, again: str) -> list[tuple[str, str]]:
+    run, orch = view.run.run_id, program()
+    answer, halt, rest = _JUDGED[kind]
+    lines = [(again, answer if view.ended else "back to it")]
     if not view.ended:
-        return [*lines, (f"{orch} halt {run}", "stop it between two cells")]
+        return [*lines, (f"{orch} halt {run}", halt)]
     lines.append((f"{orch} logs {run}", "what the rank printed"))
-    return [*lines, (f"{orch} resume {run}", "judge the rest")] if view.state == RunState.HALTED else lines
+    return [*lines, (f"{orch} resume {run}", rest)] if view.state == RunState.HALTED else lines
 
 
 def _next(view: RunView) -> list[str]:

@@ -1,26 +1,34 @@
-"""The report of a parity run, filed on request: `reports/<day> Test Engineer Report - <Subject> v<N>.md`.
+"""Reports of runs, filed on request: `reports/<day> Test Engineer Report - <Subject> v<N>.md`; that of a parity run.
 
 One a subject and day counts: a second one is v2 and says that it replaces v1; none is overwritten. Called by
-`orch parity --file-report`.
+`orch parity --file-report`; `orchestrator.runs.benchreport` files with it.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.runs.parity import Result, cells_table, is_good, ordered
+from orchestrator.runs.judged import is_good, ordered
+from orchestrator.runs.parity import Result, cells_table
 from orchestrator.runs.render import harmless, one_line
 from workloads.contract.errors import LocalError
 
 FOLDER = "reports"
 MAX_VERSIONS = 1000
+TextOf = Callable[[str, str, int], str]
 
 
 def file_report(result: Result, folder: Path, now: float) -> Path:
     """The file that was made in `folder`/reports. LocalError when it cannot be."""
-    subject = f"Kernel parity on {re.sub(r'[^A-Za-z0-9._-]', '-', result.pod)}"
+    return file_text(f"Kernel parity on {result.pod}", folder, now, lambda *named: _text(result, *named))
+
+
+def file_text(about: str, folder: Path, now: float, text_of: TextOf) -> Path:
+    """File what `text_of` writes of (subject, day, version). LocalError when it cannot be."""
+    subject = re.sub(r"[^A-Za-z0-9 ._-]", "-", about)
     day = time.strftime("%Y-%m-%d", time.localtime(now))
     reports = folder / FOLDER
     try:
@@ -29,7 +37,7 @@ def file_report(result: Result, folder: Path, now: float) -> Path:
             path = reports / _name(day, subject, version)
             try:
                 with path.open("x", encoding="utf-8") as f:
-                    f.write(harmless(_text(result, subject, day, version)))
+                    f.write(harmless(text_of(subject, day, version)))
             except FileExistsError:  # somebody else filed one this very moment
                 continue
             return path

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from orchestrator.runs.events import read_events
-from orchestrator.runs.parity import wrong_so_far
+from orchestrator.runs.judged import wrong_so_far
 from orchestrator.runs.render import clip, duration, figure, one_line, progress, screen_width
 from orchestrator.runs.report import event_words
 from orchestrator.runs.source import FAR_POLL_S, Contact, Source, as_source
@@ -70,9 +70,10 @@ def pulse(view: RunView) -> str:
     step = view.figure("step")
     if step is None or view.state in ("queued", "preparing", "starting", "resuming"):
         return one_line(f"{view.words}: {view.reason}" if view.reason else view.words)
-    if view.info.get("kind") == "parity":
-        cells = f"cell {progress(step, view.figure('steps'))}"
-        return one_line(f"{view.words} | {cells} | {wrong_so_far(view.run)} wrong | eta {duration(view.eta_s)}")
+    rows = {"parity": view.run.parity_rows, "bench": view.run.bench_rows}.get(str(view.info.get("kind")))
+    if rows is not None:
+        done = f"{'cell' if rows == view.run.parity_rows else 'case'} {progress(step, view.figure('steps'))}"
+        return one_line(f"{view.words} | {done} | {wrong_so_far(rows)} wrong | eta {duration(view.eta_s)}")
     parts = [
         view.words,
         f"step {progress(step, view.figure('steps'))}",

@@ -1,0 +1,92 @@
+"""What the readers of kinds `parity` and `bench` share: rows a case, and a verdict that must be that of its rows.
+
+Rows and verdict come from a pod: only what has the right type is used, and a `go` beside a wrong or missing row is
+none. Pure but for reading two files. Called by `orchestrator.runs.parity` and `orchestrator.runs.bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.runs.reading import record_of
+from orchestrator.runs.render import one_line
+from orchestrator.runs.views import RunView
+from workloads.contract.errors import IntegrityError
+from workloads.contract.files import read_bytes_bounded, try_read_json
+from workloads.contract.records import RunVerdict
+from workloads.contract.states import RunState
+
+GO, NO_GO = "go", "no-go"
+GOOD = "ok"
+MAX_ROWS_BYTES = 256 << 20
+Row = dict[str, Any]
+
+
+def is_good(row: Mapping[str, Any]) -> bool:
+    return row.get("verdict") == GOOD
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Wrong ones first, else as they were judged."""
+    return sorted(rows, key=is_good)
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """Whole rows, the newest of each case, in the order in which they were judged; none where there is no file."""
+    try:
+        data = read_bytes_bounded(path, MAX_ROWS_BYTES)
+    except (OSError, ValueError):
+        return ()
+    return rows_in(data)
+
+
+def rows_in(data: bytes) -> tuple[Row, ...]:
+    """As `read_rows`, of the content of a file: what is no row is passed over, and so is a number that is none."""
+    found: dict[tuple[str, str], Row] = {}
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("suite"), str) and isinstance(row.get("case"), str):
+            found[(row["suite"], row["case"])] = {k: v for k, v in row.items() if not _is_no_number(v)}
+    return tuple(found.values())
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def wrong_so_far(path: Path) -> int:
+    return sum(not is_good(row) for row in read_rows(path))
+
+
+def verdict_of(view: RunView, rows: Sequence[Row], path: Path, *, counted: str, code: str) -> RunVerdict | None:
+    """What `view` has answered about the rows in `path`; None: it has not. IntegrityError `code` when it contradicts
+    them. `counted`: what the kind calls its rows."""
+    row = try_read_json(view.run.verdict)
+    verdict = record_of(RunVerdict, row) if row is not None else None
+    if verdict is None or not view.ended or verdict.attempt != view.attempt:
+        return None
+    ended = {GO: RunState.SUCCEEDED, NO_GO: RunState.FAILED}.get(verdict.verdict)
+    told, wrong = (verdict.data.get(counted), verdict.data.get("wrong")), sum(not is_good(r) for r in rows)
+    if view.state != ended or told != (len(rows), wrong) or (verdict.verdict == GO) == bool(wrong):
+        raise IntegrityError(
+            code, f"the verdict of run {view.run.run_id} is not that of its rows",
+            where=str(view.run.verdict),
+            value=f"{verdict.verdict}: {one_line(verdict.why, 80)}; {view.state}",
+            expected=f"{wrong} wrong of the {len(rows)} {counted} in {path.name}",
+            fix=f"orch resume {view.run.run_id}   ({counted} that have a row are not judged again)",
+        )  # fmt: skip
+    return verdict
+
+
+def number(value: object, digits: int = 4) -> str:
+    """A figure of a row, `-` for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-"
+    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1000 else f"{value:.{digits}g}"
