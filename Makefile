@@ -54,7 +54,7 @@ train-prime status-prime logs-prime monitor-prime: %-prime: setup
 	@$(MAKE) --no-print-directory $* POD=prime
 
 test: setup system-packages lint
-	$(PYTEST) -m "not long and not gpu" tests
+	@sh tests/default.sh $(PYTEST)
 
 test-long: setup system-packages
 	$(PYTEST) -m "long and not gpu" tests
