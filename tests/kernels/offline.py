@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels.decoupled import KVCachePolicy, QuantizedCache, triton_decode, triton_reduce
+from kernels.decoupled import KVCachePolicy, QuantizedCache
 from kernels.decoupled.plan import DecoupledPlan
 from kernels.decoupled.triton_append import append_step
 from kernels.kv_decode.config import choose_config, choose_splits
@@ -72,7 +72,6 @@ def main(capability: int, shared_bytes: int) -> None:
 
     JITFunction.run = compiled
     driver.set_active(Absent(capability))
-    assert triton_decode and triton_reduce
     for heads, dim, queries in (((4, 4), 64, 1), ((8, 2), 128, 1), ((8, 2), 128, 40), ((2, 2), 256, 40)):
         dense(heads, dim, queries, shared_bytes)
     quantized("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=16", 2)
