@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import control, launch, look, machine, parity, pods, pull, reach
+from orchestrator.cli import bench, control, launch, look, machine, parity, pods, pull, reach
 from orchestrator.cli.blocks import block_of, is_usage_error
 from orchestrator.cli.shared import private
 from workloads.contract.errors import ErrorGroup, OrchError
@@ -32,6 +32,7 @@ COMMANDS = (
     look.runs,
     pull.pull,
     parity.parity,
+    bench.bench,
     machine.doctor,
     machine.down,
     reach.forward,

@@ -49,6 +49,12 @@ CASES = {
     "31_verdict_of_a_training_run": ("parity", "--run", "tiny"),
     "32_verdict_and_something_else": ("parity", "kv-decode", "--full", "--run", "tiny"),
     "33_parity_on_an_unknown_pod": ("parity", "--pod", "lcoal"),
+    "40_bench_of_an_unknown_suite": ("bench", "bandwith", "--quick"),
+    "41_bench_device_that_is_none": ("bench", "--device", "gpu"),
+    "42_tolerance_that_is_none": ("bench", "--tolerance", "five"),
+    "43_table_of_a_training_run": ("bench", "--run", "tiny"),
+    "44_table_and_something_else": ("bench", "bandwidth", "--quick", "--run", "tiny"),
+    "45_compared_with_a_training_run": ("bench", "--compare", "tiny"),
 }
 
 
@@ -68,6 +74,21 @@ def test_block(orch, tiny, case):
     if os.environ.get("ORCH_REGEN"):
         path.write_text(told)
     assert told == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("46_compared_with_no_file", ("--compare", "rows/old.jsonl")),
+        ("47_compared_with_a_file_without_rows", ("--compare", "empty.jsonl")),
+        ("48_csv_into_no_directory", ("--csv", "gone/rows.csv")),
+    ],
+)
+def test_a_file_that_bench_cannot_use_is_told_before_anything_is_launched(orch, home, case, words):
+    (orch.cwd / "empty.jsonl").write_text("{}\n")
+    ran = orch("bench", *words)
+    assert ran.code == 3 and ran.out == "" and not home.runs.exists()
+    golden(case, ran.err, home=home.path)
 
 
 def golden(name, told, **places):

@@ -200,6 +200,8 @@ class BenchSpec(Config):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: the pod's GPU, else the CPU, where tiny cases test the bench itself"""
     seed: NonNegInt = 0
+    write_thresholds: bool = False
+    """install what was measured where the kernels of the pod's processes look for it"""
 
     @model_validator(mode="after")
     def _suites(self) -> Self:
