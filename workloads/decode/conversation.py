@@ -159,6 +159,11 @@ class Conversation:
         for cache in self._caches:
             cache.truncate(lengths_B)
 
+    def reseed(self, seed: int) -> None:
+        """Draw from now on as a conversation does that begins with this seed."""
+        self._sampling = replace(self._sampling, seed=seed)
+        self._generator = self._sampling.generator(self._eos_E.device)
+
     def back(self, turns: int = 1) -> None:
         """Forget the newest turns, prompts and replies. ValueError when there are fewer."""
         if not 1 <= turns <= len(self._borders):
