@@ -1,6 +1,6 @@
-"""What `orch parity` and `orch bench` share: launch or open a run, wait for its end, bring its rows home, tell them.
+"""What `orch parity`, `bench` and `gpu` share: launch or open a run, wait for its end, bring its rows home, tell them.
 
-Ctrl-C leaves the run as it is. Called by those two commands.
+Ctrl-C leaves the run as it is. Called by those commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """`code`, `refusal`: what is said of a run of another kind. `files`: what is brought home from a pod."""
+    """`code`, `refusal`: what is said of a run of another kind. `files`: what is brought home from a pod.
+    `command`: the verb, where it is not the kind's name."""
 
     name: str
     code: str
@@ -31,6 +32,11 @@ class Kind:
     back: str
     halt: str
     files: Callable[[RunDir], Sequence[Path]]
+    command: str = ""
+
+    @property
+    def verb(self) -> str:
+        return f"orch {self.command or self.name}"
 
 
 Tell = Callable[["Source"], int]
@@ -66,8 +72,8 @@ def refuse_anything_beside_run(kind: Kind, run: str, asked: Sequence[object]) ->
     """UsageError when something else was asked of a run that there is."""
     if any(asked):
         raise UsageError(
-            "E-CLI-007", "--run names a run that there is: nothing else can be asked of it", where=f"orch {kind.name}",
-            fix=f"orch {kind.name} --run {run}",
+            "E-CLI-007", "--run names a run that there is: nothing else can be asked of it", where=kind.verb,
+            fix=f"{kind.verb} --run {run}",
         )  # fmt: skip
 
 
@@ -76,7 +82,7 @@ def refuse_other_kinds(kind: Kind, source: Source, option: str = "--run") -> Non
     if found != kind.name:
         raise UsageError(
             kind.code, f"run {source.run.run_id} {kind.refusal}: its kind is {found or 'unknown'}",
-            where=option, value=source.run.run_id, expected=f"a run of kind {kind.name}", fix=f"orch {kind.name}",
+            where=option, value=source.run.run_id, expected=f"a run of kind {kind.name}", fix=kind.verb,
         )  # fmt: skip
 
 
@@ -90,7 +96,7 @@ def _answer(kind: Kind, source: Source, live: Live, tell: Tell, *, fresh: bool =
     except KeyboardInterrupt:
         live.line("")
         ident = source.run.run_id
-        back, halt = f"orch {kind.name} --run {ident}", f"orch halt {ident}"
+        back, halt = f"{kind.verb} --run {ident}", f"orch halt {ident}"
         hint(f"detached; run {ident} goes on\n  {back}   {kind.back}\n  {halt:<{len(back)}}   {kind.halt}")
         return CliExit.INTERRUPTED
     return tell(source)

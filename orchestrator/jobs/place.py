@@ -90,12 +90,12 @@ def place_ranks(spec: JobSpec, pod: str, facts: PodFacts, where: Where) -> Place
 def _one_rank(spec: JobSpec, found: int) -> Resources:
     """A parity, bench or decode run is one rank, on a GPU where there is one unless the job says otherwise.
 
-    Suite `comm` of a bench run measures between GPUs: its rank has every one of the pod.
+    Suites `device` and `comm` of a bench run measure every GPU of the pod: their rank has them all.
     """
     asked = spec.resources.gpus_per_rank
     if spec.device == "cpu":
         asked = 0
-    elif asked == "auto" and spec.kind == "bench" and "comm" in spec.bench.suites:
+    elif asked == "auto" and spec.kind == "bench" and {"device", "comm"} & set(spec.bench.suites):
         asked = found or "auto"
     elif asked == "auto" and spec.device == "cuda":
         asked = 1
