@@ -60,9 +60,10 @@ class Choice:
 
 def choose(ask: Ask, backend: Backend = "auto") -> Choice:
     """ValueError when what is asked for is no backend, or cannot answer this call; or for a broken thresholds file."""
-    asked, by = (os.environ.get("KERNELS_BACKEND") or "auto", "KERNELS_BACKEND") if backend == "auto" else (
-        backend, "backend=",
-    )  # fmt: skip
+    asked: str = backend
+    by = "backend="
+    if backend == "auto":
+        asked, by = os.environ.get("KERNELS_BACKEND") or "auto", "KERNELS_BACKEND"
     if asked not in BACKENDS:
         raise ValueError(f"backend {asked!r}: one of {', '.join(BACKENDS)} is needed (argument or KERNELS_BACKEND)")
     able = _able(ask.dtype, ask.device)
