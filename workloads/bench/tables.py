@@ -113,11 +113,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return list(said)
 
 
-def markdown(verdict: RunVerdict, facts: Facts, rows: Sequence[Row]) -> str:
-    """The result for a person, wrong cases first."""
+def markdown(verdict: RunVerdict, facts: Facts, rows: Sequence[Row], knees: str = "") -> str:
+    """The result for a person, wrong cases first. `knees`: from which length which backend is faster."""
     lines = [f"# Benchmark: {verdict.verdict}, {verdict.why}", "", *(f"- {name}: {text}" for name, text in facts), ""]
     lines += [f"| {' | '.join(HEADER)} |", f"|{''.join('---:|' if i in RIGHT else '---|' for i in range(len(HEADER)))}"]
     lines += [f"| {' | '.join(map(_escaped, cells(r)))} |" for r in ordered(rows)]
+    if knees:
+        lines += ["", "From which length which backend is faster:", "", "```", knees, "```"]
     if told := notes(rows):
         lines += ["", *(f"- {_escaped(text)}" for text in told)]
     return "\n".join([*lines, ""])
