@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import bench, control, gpu, launch, look, machine, parity, pods, pull, reach
+from orchestrator.cli import bench, control, decode, gpu, launch, look, machine, parity, pods, pull, reach
 from orchestrator.cli.blocks import block_of, is_usage_error
 from orchestrator.cli.shared import private
 from workloads.contract.errors import ErrorGroup, OrchError
@@ -33,6 +33,7 @@ COMMANDS = (
     pull.pull,
     parity.parity,
     bench.bench,
+    decode.decode,
     gpu.gpu,
     machine.doctor,
     machine.down,

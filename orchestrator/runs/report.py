@@ -196,6 +196,7 @@ def next_lines(view: RunView) -> list[tuple[str, str]]:
 _JUDGED = {
     "parity": ("its verdict, cell by cell", "stop it between two cells", "judge the rest"),
     "bench": ("its table, case by case", "stop it between two cases", "measure the rest"),
+    "decode": ("what was said, and the figures", "stop it; answered turns are kept", "answer the rest"),
 }
 """What is said of the end, a halt and a resume of the kinds that have a command of their own."""
 

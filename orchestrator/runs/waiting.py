@@ -74,6 +74,10 @@ def pulse(view: RunView) -> str:
     if rows is not None:
         done = f"{'cell' if rows == view.run.parity_rows else 'case'} {progress(step, view.figure('steps'))}"
         return one_line(f"{view.words} | {done} | {wrong_so_far(rows)} wrong | eta {duration(view.eta_s)}")
+    if view.info.get("kind") == "decode":
+        done = f"token {progress(step, view.figure('steps'))}"
+        rate = f"{figure(view.figure('toks_per_s'), 3)} tokens/s"
+        return one_line(f"{view.words} | {done} | {rate} | eta {duration(view.eta_s)}")
     parts = [
         view.words,
         f"step {progress(step, view.figure('steps'))}",
