@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.runs import judged
 from orchestrator.runs.judged import Row, is_good, number, ordered
-from orchestrator.runs.render import harmless, one_line, table
+from orchestrator.runs.render import clip, harmless, one_line, table
 from orchestrator.runs.views import RunView
 from workloads.contract.files import try_read_json
 from workloads.contract.records import RunVerdict
@@ -78,6 +78,8 @@ class Result:
         if not self.rows:
             return [f"{self.view.run.run_id}  no case was measured"]
         told = rows_table(ordered(self.rows), width)
+        figures = figures_of(self.rows)
+        told += ["", *(clip(line, width) for line in figures)] if figures else []
         noted = notes(self.rows)
         more = [f"and {len(noted) - MAX_NOTES} more; {self.view.run.bench_report.name} has them all"]
         told += ["", *noted[:MAX_NOTES], *(more if len(noted) > MAX_NOTES else [])] if noted else []
@@ -131,6 +133,12 @@ def _word(row: Row) -> str:
 
 def share(value: object) -> str:
     return f"{100 * value:.0f} %" if isinstance(value, int | float) and value else "-"
+
+
+def figures_of(rows: Sequence[Row]) -> list[str]:
+    """What a suite says of its own rows in its own units: tokens a second, bus bandwidth, a verdict of a device."""
+    said = [(str(r.get("case")), r["told"]) for r in rows if is_good(r) and isinstance(r.get("told"), str)]
+    return table(("CASE", "FIGURE"), said).split("\n") if said else []
 
 
 def best_peer(row: Mapping[str, Any]) -> tuple[str, float] | None:

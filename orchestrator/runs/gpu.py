@@ -58,7 +58,8 @@ class Page:
         rows, low = self.rows, [r for r in self.rows if r.get("said") == BELOW]
         wrong = [r for r in rows if not is_good(r)]
         return {
-            WRONG: f"{len(wrong)} of {len(rows)} figures could not be measured, or the answer was wrong",
+            WRONG: f"{len(wrong)} of {len(rows)} figures could not be measured, or the answer was wrong: "
+            + ", ".join(_text(r, "case") for r in wrong[:4]),
             NO_GPU: self._no_gpu,
             BELOW: f"{len(low)} of {len(rows)} figures: {', '.join(_text(r, 'case') for r in low[:4])}",
             EXPECTED: f"{_count(len(self.gpus))}, {len(rows)} figures",

@@ -84,7 +84,7 @@ def row_of(case: Case, sample: Sample, gpu: str) -> Measured:
     limit_us = moved / model.peers / 1e3 if model and model.peers else math.nan
     extra = {
         "bus_gbs": moved / timing.us / 1e3, "algo_gbs": case.bytes / timing.us / 1e3, "ranks": case.ranks,
-        "backend": case.backend,
+        "backend": case.backend, "told": f"bus {moved / timing.us / 1e3:.3g} GB/s",
     }  # fmt: skip
     shape = {"bytes": case.bytes, "ranks": case.ranks}
     if not sample.right:

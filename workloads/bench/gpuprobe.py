@@ -111,6 +111,7 @@ def judged(case: Case, found: Value, state: smi.GpuState | None) -> Measured:
         low = found.value < known.floor
         extra["said"] = "below" if low else "as expected"
         extra["causes"] = [*found.notes, *causes(case.figure, name, state, found.load)] if low else []
+    extra["told"] = f"{extra['value']:.4g} {unit}, {extra['said']}"
     right = found.err is None or (found.tol is not None and found.err <= found.tol)
     return Measured(
         case.name, found.shape, found.dtype, found.bytes, limit_us, "ok" if right else "wrong",

@@ -100,7 +100,7 @@ def is_good(row: Mapping[str, Any]) -> bool:
 
 
 def words(row: Mapping[str, Any]) -> str:
-    """`18.6 us, 98 % of the limit, goal must`; of a case that was not right what was said of it."""
+    """`18.6 us, 98 % of the limit, goal must` and the suite's own words; of a case that was not right what was said."""
     if not is_good(row):
         said = row.get("error") or f"error {row.get('err')}, allowed {row.get('tol')}"
         return escape(f"{row.get('verdict')}: {said}", MAX_WORDS)
@@ -108,4 +108,5 @@ def words(row: Mapping[str, Any]) -> str:
     told = [f"{us:.4g} us" if isinstance(us, float) else "no time"]
     told += [f"{100 * ratio:.0f} % of the limit"] if isinstance(ratio, float) and ratio > 0 else []
     told += [] if met in (None, "-") else [f"goal {met}"]
+    told += [escape(row["told"], MAX_WORDS)] if row.get("told") else []
     return ", ".join(told)

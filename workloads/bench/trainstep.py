@@ -91,9 +91,10 @@ def measure(case: Case, context: Context) -> Measured:
     right = all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     extra = _figures(case, timing, machine)
     extra |= {"parameters": weights, "loss_first": losses[0], "loss_last": losses[-1]}
+    said = {"told": _told(extra)} if right else {"error": f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"}
     limit_us = math.nan if extra["mfu"] is None else timing.us * extra["mfu"]  # at the peak: `ratio` is the MFU
     verdict, told = ("ok", timing) if right else ("wrong", None)
-    return Measured(case.name, case.shape, dtype, 0, limit_us, verdict, timing=told, extra=extra)
+    return Measured(case.name, case.shape, dtype, 0, limit_us, verdict, timing=told, extra=extra | said)
 
 
 def _stepper(case: Case, machine: Machine, seed: int) -> tuple[Callable[[int], Tensor], int]:
@@ -144,3 +145,10 @@ def _figures(case: Case, timing: Timing, machine: Machine) -> dict[str, Any]:
         if (model := model_of(name)) is not None and machine.bf16:
             found |= {"mfu": tflops / model.bf16, "peak_tflops": model.bf16, "peak_source": model.sheet}
     return found
+
+
+def _told(found: dict[str, Any]) -> str:
+    """`81000 tokens/s, 245 TFLOP/s, 25 % of the peak, 9416 MiB`: what is known of it."""
+    told = [f"{found['toks_per_s']:.0f} tokens/s", f"{found['tflops']:.3g} TFLOP/s"]
+    told += [] if found["mfu"] is None else [f"{100 * found['mfu']:.0f} % of the peak"]
+    return ", ".join([*told, *([] if found["gpu_mem_mib"] is None else [f"{found['gpu_mem_mib']} MiB"])])
