@@ -167,10 +167,11 @@ def documents(rows: Iterable[Row], source: str, margin: float = MARGIN) -> list[
     """The thresholds that rows of suite kv-decode give: one for each GPU model. `source`: what the rows are called.
 
     Every measured shape has a rule from its shortest length, so that it is known where Triton was measured to stay.
-    SDPA takes the lengths from which (or until which) one of its backends is faster by the margin, for good.
+    SDPA takes the lengths from which (or until which) one of its backends is faster by the margin, for good. Rows in
+    which the reference stood in for Triton say nothing of it.
     """
     made = []
-    dense = [r for r in _right(rows) if r["suite"] == "kv-decode"]
+    dense = [r for r in _right(rows) if r["suite"] == "kv-decode" and not str(r.get("why")).startswith("reference")]
     for gpu in sorted({r["device"] for r in dense}):
         groups = [g for g in _grouped([r for r in dense if r["device"] == gpu]) if _sdpa(g)]
         own = [row for group in groups for row in group]

@@ -111,6 +111,8 @@ def test_rules_follow_from_the_rows() -> None:
 
 def test_rows_without_sdpa_or_of_other_suites_make_no_file(h200: list[dict[str, Any]]) -> None:
     assert knee.documents([row(128, 10.0, {"fa3": 5.0})], "r") == []
+    stood_in = row(128, 10.0, {"sdpa-cudnn": 5.0}, why="reference: NVIDIA Z9 is SM 7.5, and Triton needs 8.0")
+    assert knee.documents([stood_in], "r") == []
     assert knee.documents([r for r in h200 if r["suite"] != "kv-decode"], "r") == []
 
 
@@ -137,7 +139,7 @@ def test_the_file_in_the_package_is_made_of_the_filed_rows(h200: list[dict[str, 
         ("", 1, "no right row of kv-decode or decoupled with a peer"),
         ("{", 1, "JSONDecodeError"),
         ('{"suite": "kv-decode"}', 1, "KeyError: 'case'"),
-        (json.dumps(row(128, 9.0, {"sdpa": 5.0}, device="cpu")), 1, "timed on a CPU"),
+        (json.dumps(row(128, 9.0, {"sdpa": 5.0}, device="cpu", why="one 1x128")), 1, "timed on a CPU"),
     ],
 )
 def test_what_cannot_be_used_is_said(
