@@ -7,6 +7,7 @@ CPU it is wall clock, for tests of the bench alone. Never divides by a batch or 
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -126,9 +127,15 @@ def _estimate(launches: list[Launch]) -> float:
     return min(_elapsed_us(graph.replay) for _ in range(3)) / len(launches)
 
 
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """torch's own is one for the process, on the device of the first capture: on any other it would capture nothing."""
+    return torch.cuda.Stream(device)
+
+
 def _captured(launches: list[Launch], count: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
         _round(launches, count)
     return graph
 

@@ -17,13 +17,22 @@ from kernels.bench.rows import Measured
 from workloads.bench.config import BenchConfig
 from workloads.bench.place import Place
 from workloads.bench.suites import Case, Context, cases_of, suite_of
-from workloads.contract.errors import SpecError, escape
+from workloads.contract.errors import LocalError, SpecError, escape
 from workloads.judging.book import Book, Key, Row
 from workloads.judging.machine import device_answers
 
 GOOD = "ok"
 MAX_WORDS = 400
 CPU = torch.device("cpu")
+
+
+def _no_room(device: torch.device) -> LocalError:
+    free, total = torch.cuda.mem_get_info(device)
+    return LocalError(
+        "E-BENCH-006", "the GPU has too little free memory to be measured: other processes hold it",
+        where=torch.cuda.get_device_name(device), value=f"{free >> 20} of {total >> 20} MiB are free",
+        expected=f"{probe.READ_MIB[-1] + 1024} MiB or more", fix="orch pods check   (who is on the GPU)",
+    )  # fmt: skip
 
 
 class Matrix:
@@ -51,9 +60,15 @@ class Matrix:
         return self._context is not None
 
     def probe(self) -> probe.Bandwidth:
-        """Measure the memory. RuntimeError when the read kernel adds up wrong: then nothing can be told."""
-        with torch.inference_mode():
-            found = probe.measure(self._device, quick=self._asked.quick)
+        """Measure the memory. RuntimeError when the read kernel adds up wrong: then nothing can be told.
+
+        LocalError when others hold the memory that it needs.
+        """
+        try:
+            with torch.inference_mode():
+                found = probe.measure(self._device, quick=self._asked.quick)
+        except torch.cuda.OutOfMemoryError as e:
+            raise _no_room(self._device) from e
         self._context = Context(self._device, self._asked.quick, self._asked.seed, found, self._book.rows)
         return found
 
