@@ -130,7 +130,7 @@ def _estimate(launches: list[Launch]) -> float:
 @functools.cache
 def _capture_stream(device: int) -> torch.cuda.Stream:
     """torch's own is one for the process, on the device of the first capture: on any other it would capture nothing."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _captured(launches: list[Launch], count: int) -> torch.cuda.CUDAGraph:
