@@ -13,9 +13,11 @@ from kernels.bench import rows as benchrows
 from kernels.bench.rows import Facts
 from kernels.bench.timing import summary
 from orchestrator.jobs.gpu import gpu_job
+from orchestrator.jobs.place import place_ranks
 from orchestrator.runs.bench import result_of
 from orchestrator.runs.gpu import Page
 from orchestrator.runs.views import snapshot
+from pods.facts import Gpu, PodFacts
 from tests.bench.test_smi import H200
 from tests.cli.conftest import make_run
 from workloads.bench import gpuprobe, smi
@@ -131,3 +133,11 @@ def test_the_job_has_its_own_words() -> None:
     loaded = gpu_job("local", "/opt/my python")
     assert loaded.source == "orch gpu local --python '/opt/my python'" and loaded.spec.bench.suites == ["device"]
     assert (loaded.spec.name, loaded.spec.kind, gpu_job().source) == ("gpu", "bench", "orch gpu")
+
+
+@pytest.mark.parametrize(("gpus", "leased"), [(0, 0), (1, 1), (8, 8)])
+def test_its_rank_has_every_gpu_of_the_pod(gpus: int, leased: int) -> None:
+    cards = tuple(Gpu(i, f"GPU-{i:08d}", "NVIDIA H200", 143771, 0) for i in range(gpus))
+    facts = PodFacts("box", "b", 64, 1, 1, 1, 1, "/usr/bin/python3", "3.12.3", cards)
+    placed = place_ranks(gpu_job("box").spec, "box", facts, lambda key: key)
+    assert (placed.ranks, placed.gpus_per_rank) == (1, leased)

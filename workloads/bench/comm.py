@@ -82,9 +82,10 @@ def row_of(case: Case, sample: Sample, gpu: str) -> Measured:
     moved = 2 * (case.ranks - 1) / case.ranks * case.bytes
     model = model_of(gpu)
     limit_us = moved / model.peers / 1e3 if model and model.peers else math.nan
+    bus_gbs = moved / timing.us / 1e3
     extra = {
-        "bus_gbs": moved / timing.us / 1e3, "algo_gbs": case.bytes / timing.us / 1e3, "ranks": case.ranks,
-        "backend": case.backend, "told": f"bus {moved / timing.us / 1e3:.3g} GB/s",
+        "value": bus_gbs, "unit": "GB/s", "bus_gbs": bus_gbs, "algo_gbs": case.bytes / timing.us / 1e3,
+        "ranks": case.ranks, "backend": case.backend, "told": f"bus {bus_gbs:.3g} GB/s",
     }  # fmt: skip
     shape = {"bytes": case.bytes, "ranks": case.ranks}
     if not sample.right:

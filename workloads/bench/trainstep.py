@@ -90,7 +90,8 @@ def measure(case: Case, context: Context) -> Measured:
     timing, losses = _timed(step, device, 4 if context.quick or not machine.cuda else 10)
     right = all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     extra = _figures(case, timing, machine)
-    extra |= {"parameters": weights, "loss_first": losses[0], "loss_last": losses[-1]}
+    extra |= {"value": extra["toks_per_s"], "unit": "tokens/s", "parameters": weights}
+    extra |= {"loss_first": losses[0], "loss_last": losses[-1]}
     said = {"told": _told(extra)} if right else {"error": f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"}
     limit_us = math.nan if extra["mfu"] is None else timing.us * extra["mfu"]  # at the peak: `ratio` is the MFU
     verdict, told = ("ok", timing) if right else ("wrong", None)
