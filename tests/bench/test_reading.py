@@ -39,13 +39,6 @@ FEW = [
 ]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> OrchHome:
-    made = OrchHome(tmp_path / "home")
-    made.path.mkdir(mode=0o700)
-    return made
-
-
 def answered(home: OrchHome, rows: list[Row], *, state: str = "", **more: Any) -> Made:
     made = make_run(home, "bench", world=1, kind="bench")
     wrong = sum(r["verdict"] != "ok" for r in rows)
