@@ -4,8 +4,8 @@ A case is slower when its median is, by more than the tolerance, and its 10th pe
 of its replays, and so both; a disturbance (clocks, heat, a neighbour) moves the median alone and leaves the fast
 replays where they were. A case whose median alone moved is listed as unsteady, with both spans, and is no regression:
 the tolerance itself is the same for every case and never widened. Rows without percentiles are judged by the median.
-In the filed rows of an H200 the 10th percentile lies within 1 % of the median, in one case of 40 3.3 % below it; the 90th
-within 1 % in most, 2 % above it for an empty launch, and 5 to 13 % in the five decoupled cases at 32k tokens.
+In the filed rows of an H200 the 10th percentile lies within 1 % of the median, in one case of 40 3.3 % below it; the
+90th within 1 % in most, 2 % above it for an empty launch, and 5 to 13 % in the five decoupled cases at 32k tokens.
 """
 
 from __future__ import annotations
