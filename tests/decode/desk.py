@@ -1,4 +1,4 @@
-"""A run directory of kind `decode`, and one rank process after the other in it; no supervisor, no Ray."""
+"""A run directory of kind `decode`, and one rank after the other in it, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pods.tree import source_root
+from workloads.contract.config.job import ModelSpec
+from workloads.contract.files import read_json
 from workloads.contract.rundir import RunDir
+from workloads.decode.__main__ import _decode
+from workloads.runtime import Run
+from workloads.runtime.rankenv import RankEnv
 
 RUN_ID = "decode-20261121T093000Z-00ff"
-TINY = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2}
+SPEC = ModelSpec(dim=32, layers=2, heads=4, kv_heads=2, tie_embeddings=False)
 TURNS = [["one", "two", "three"], "four"]
 
 
@@ -26,45 +31,49 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 class Desk:
     run: RunDir
 
-    def start(self, attempt: int = 1, **env: str) -> subprocess.Popen[str]:
+    def env(self, attempt: int = 1) -> dict[str, str]:
         self.run.attempt_dir(attempt).mkdir(exist_ok=True)
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
-        told = {
+        self.run.epoch.write_text(str(attempt))
+        return {
             "ORCH_RUN_DIR": str(self.run.path), "ORCH_RUN_ID": RUN_ID, "ORCH_ATTEMPT": str(attempt),
-            "ORCH_POD": "local", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(source_root()), "OMP_NUM_THREADS": "1",
-            "RANK": "0", "WORLD_SIZE": "1",
+            "ORCH_POD": "local", "RANK": "0", "WORLD_SIZE": "1",
         }  # fmt: skip
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "workloads.decode"], env={**kept, **told, **env}, cwd=self.run.path,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
 
-    def __call__(self, attempt: int = 1, code: int = 0, **env: str) -> str:
-        process = self.start(attempt, **env)
-        try:
-            out, _ = process.communicate(timeout=180)
-        finally:
-            process.kill()
-        assert process.returncode == code, out
-        return out
+    def here(self, attempt: int = 1) -> int:
+        """The rank in this process; OrchErrors as they are."""
+        env = RankEnv.read(self.env(attempt))
+        assert env is not None
+        return _decode(env, Run(env))
+
+    def start(self, attempt: int = 1) -> subprocess.Popen[str]:
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+        more = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(source_root()), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "workloads.decode"], env={**kept, **self.env(attempt), **more},
+            cwd=self.run.path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         return rows_of(self.run.decode_rows)
 
+    @property
+    def ids(self) -> list[list[int]]:
+        return [row["ids"] for row in self.rows]
 
-def make(home: Path, *, model: dict[str, Any] | None = None, **asked: Any) -> Desk:
-    run = RunDir(home / "runs" / RUN_ID)
-    run.path.mkdir(parents=True)
+    @property
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.run.decode_summary)
+
+
+def make(home: Path, *, run_id: str = RUN_ID, **asked: Any) -> Desk:
+    run = RunDir(home / "runs" / run_id)
     for folder in run.skeleton():
-        folder.mkdir()
-    job: dict[str, Any] = {
-        "name": "decode",
-        "kind": "decode",
-        "decode": {"prompts": TURNS, "max_new_tokens": 6} | asked,
-    }
+        folder.mkdir(parents=True)
+    job: dict[str, Any] = {"name": "decode", "kind": "decode"}
+    job["decode"] = {"prompts": TURNS, "max_new_tokens": 6} | asked
     if "weights" not in asked:
-        job["model"] = model or TINY
+        job["model"] = SPEC.model_dump()
     doc = {
         "v": 1, "job": job, "tree": str(source_root()), "code": {"commit": "c" * 40, "dirty": False},
         "source": "orch decode x",
