@@ -80,7 +80,7 @@ class Page:
         gpus = [
             {
                 "gpu": gpu, "name": _text(rows[0], "gpu_name"), "state": _dict(_of(rows, "read"), "state"),
-                "load": _dict(_of(rows, "bf16"), "load"), "figures": [_figure(r) for r in rows],
+                "load": _load(rows), "figures": [_figure(r) for r in rows],
             }
             for gpu, rows in self.gpus.items()
         ]  # fmt: skip
@@ -101,8 +101,7 @@ class Page:
 
 
 def _block(gpu: int, rows: list[Row]) -> list[str]:
-    read, bf16 = _of(rows, "read"), _of(rows, "bf16")
-    state, load = _dict(read, "state"), _dict(bf16, "load")
+    state, load = _dict(_of(rows, "read"), "state"), _load(rows)
     driver = f", driver {_text(rows[0], 'driver')}"
     lines = [f"gpu{gpu}  {_text(next((r for r in rows if r.get('gpu_name')), {}), 'gpu_name')}{driver}"]
     lines += [line for row in rows for line in _figure_lines(row)]
@@ -179,6 +178,11 @@ def _figure(row: Row) -> dict[str, Any]:
 
 def _of(rows: list[Row], figure: str) -> Row:
     return next((r for r in rows if r.get("figure") == figure), {})
+
+
+def _load(rows: list[Row]) -> dict[str, Any]:
+    """The state in the middle of a matmul: in bf16, in fp32 where the GPU has no bf16."""
+    return _dict(_of(rows, "bf16"), "load") or _dict(_of(rows, "fp32"), "load")
 
 
 def _dict(row: Row, key: str) -> dict[str, Any]:

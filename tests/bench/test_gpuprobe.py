@@ -37,6 +37,35 @@ def test_without_a_gpu_every_case_is_measured_and_held_against_nothing() -> None
     assert matmul.extra["value"] == pytest.approx(2 * 512**3 / matmul.timing.us / 1e3) and 0 < matmul.err < matmul.tol
 
 
+def test_fp32_is_fp32_whatever_the_container_says_and_nothing_stays_changed() -> None:
+    seen: list[str] = []
+    right = torch.mm
+
+    def asked(*args: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return right(*args, out=out)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "mm", asked)
+            found = gpuload.matmul(64, torch.float32, CPU, 0, 0.0)
+        assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert 0 < found.err < found.tol
+
+
+def test_every_card_has_its_cases_and_an_old_one_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0) if gpu == 0 else (7, 5))
+    found = [(c.gpu, c.figure) for c in gpuprobe.cases(torch.device("cuda", 0))]
+    assert [f for g, f in found if g == 0] == list(gpuprobe.TITLES)
+    assert {f for g, f in found if g == 0} - {f for g, f in found if g == 1} == {"bf16"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "peers" not in {c.figure for c in gpuprobe.cases(torch.device("cuda", 0))}
+
+
 def test_a_matmul_that_is_wrong_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.mm
 

@@ -41,7 +41,19 @@ def uuid_of(gpu: int) -> str:
 
 
 def matmul(n: int, dtype: torch.dtype, device: torch.device, seed: int, kept_up_s: float) -> Matmul:
-    """[n, n] @ [n, n] of random normal numbers. err, tol: of some rows against fp64; infinite when two runs differ."""
+    """[n, n] @ [n, n] of random normal numbers, fp32 without TF32 whatever the container says.
+
+    err, tol: of some rows against fp64; err is infinite when two runs differ in a bit.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _matmul(n, dtype, device, seed, kept_up_s)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _matmul(n: int, dtype: torch.dtype, device: torch.device, seed: int, kept_up_s: float) -> Matmul:
     random = torch.Generator(device=device).manual_seed(seed)
 
     def normal() -> Tensor:

@@ -70,13 +70,14 @@ class Value:
 
 
 def cases(device: torch.device, *, quick: bool = False) -> Sequence[Case]:
-    """Every figure of every GPU that this process sees; of the CPU where `device` is that."""
+    """Every figure of every GPU that this process sees (bf16 from SM 8.0 on); of the CPU where `device` is that."""
     del quick
     if device.type != "cuda":
         return [Case(figure, None) for figure in ON_CPU]
     count = torch.cuda.device_count()
     figures = [f for f in TITLES if f != "peers" or count > 1]
-    return [Case(figure, gpu) for gpu in range(count) for figure in figures]
+    old = {gpu for gpu in range(count) if torch.cuda.get_device_capability(gpu) < (8, 0)}
+    return [Case(f, gpu) for gpu in range(count) for f in figures if not (f == "bf16" and gpu in old)]
 
 
 def measure(case: Case, context: Context) -> Measured:
@@ -97,7 +98,7 @@ def judged(case: Case, found: Value, state: smi.GpuState | None) -> Measured:
     known = reference(case.figure, name)
     unit, scale = (UNITS[case.figure], 1) if case.gpu is not None else (UNITS[case.figure].replace("T", "G", 1), 1000)
     extra: dict[str, Any] = {
-        "figure": case.figure, "gpu": case.gpu, "gpu_name": name or "CPU", "value": found.value * scale, "unit": unit, 
+        "figure": case.figure, "gpu": case.gpu, "gpu_name": name or "CPU", "value": found.value * scale, "unit": unit,
         "expected": known.value if known else None, "floor": known.floor if known else None,
         "basis": known.basis if known else None, "said": "no reference", "causes": [], **found.extra,
         **({"state": state.as_dict()} if state and case.figure == "read" else {}),
