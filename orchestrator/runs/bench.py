@@ -99,9 +99,33 @@ class Result:
             ("timing", timing(self.rows)),
             ("command", str(d.get("command"))),
         ]
+        chosen = choices(try_read_json(run.thresholds))
+        told += [("thresholds", chosen)] if chosen else []
         page = [("page", str(run.bench_page))] if run.bench_page.exists() else []
         first = ("run", f"{run.run_id} on pod {self.pod}")
         return [first, *(told if self.verdict else []), *page, ("directory", str(run.path))]
+
+
+def choices(document: Mapping[str, Any] | None) -> str:
+    """In a line, which backend thresholds.json has the kernels choose and from which length; "" where it says nothing.
+
+    `triton` is ours.
+    """
+    rules = document.get("rules") if document else None
+    known = [r for r in rules if isinstance(r, dict) and r.get("backend")] if isinstance(rules, list) else []
+    others = [
+        f"{r['backend']} from {r.get('from_length')} keys ({r.get('group')} heads a KV head of {r.get('head_dim')}, "
+        f"{r.get('dtype')}, {r.get('pairs')} pairs)"
+        for r in known
+        if r["backend"] != "triton"
+    ]  # fmt: skip
+    if not known:
+        return ""
+    return (
+        "; ".join(others)
+        if others
+        else f"ours at every length that was measured, {len(known)} shape{'s' * (len(known) > 1)}"
+    )
 
 
 def result_of(view: RunView, pod: str) -> Result:

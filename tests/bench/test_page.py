@@ -6,12 +6,14 @@ import base64
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from kernels import thresholds
 from tests.bench.rows import filed, row
 from workloads.bench.curves import lines_of
-from workloads.bench.knees import knees_of
+from workloads.bench.knees import install, knees_of
 from workloads.bench.page import page
 from workloads.bench.plots import drawn, short
 from workloads.bench.tables import markdown
@@ -88,10 +90,13 @@ def test_plots_are_pngs_and_their_absence_is_said(monkeypatch: pytest.MonkeyPatc
     assert none == {} and "matplotlib is not installed" in said
 
 
-def test_thresholds_come_of_gpu_rows_alone() -> None:
+def test_thresholds_come_of_gpu_rows_alone(tmp_path: Path) -> None:
     rows = filed()
     found = knees_of(rows, "run/bench.jsonl", "cuda")
     assert found.found is not None and found.found.gpu == "NVIDIA H200" and found.found.rows == "run/bench.jsonl"
     assert re.search(r"decoupled q4q8q4 +over fa3 +always", found.words)
+    path = install(found.found, tmp_path)
+    assert path == tmp_path / "thresholds" / "kv-decode" / "nvidia-h200.json"
+    assert thresholds.parse(path.read_text(), "here") == found.found  # what the dispatch will read
     none = knees_of(rows, "x", "cpu")
     assert (none.words, none.found) == ("", None) and knees_of([row("a", peers={})], "x", "cuda").words == ""

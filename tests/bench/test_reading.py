@@ -100,6 +100,19 @@ def test_hostile_rows(home: OrchHome) -> None:
     assert json.dumps(shown.as_json(), allow_nan=False) and shown.verdict is None
 
 
+def test_what_the_kernels_will_choose_is_said(home: OrchHome) -> None:
+    made = answered(home, FEW[:3])
+    rule = {"group": 1, "head_dim": 64, "dtype": "fp16", "pairs": 128, "from_length": 128, "backend": "triton"}
+    atomic_write_json(made.run.thresholds, {"rules": [rule]})
+    assert ("thresholds", "ours at every length that was measured, 1 shape") in result(made).facts()
+    atomic_write_json(made.run.thresholds, {"rules": [rule, {**rule, "from_length": 8192, "backend": "sdpa-cudnn"}]})
+    (told,) = [text for name, text in result(made).facts() if name == "thresholds"]
+    assert told == "sdpa-cudnn from 8192 keys (1 heads a KV head of 64, fp16, 128 pairs)"
+    for bad in ({"rules": 7}, {"rules": [None, "x", {}]}, {}):
+        atomic_write_json(made.run.thresholds, bad)
+        assert not [name for name, _ in result(made).facts() if name == "thresholds"]
+
+
 def test_csv_holds_every_row_and_no_formula(home: OrchHome) -> None:
     text = as_csv([*FEW, row('=cmd|"/c calc"!A1', command="-x", dtype="a,b\nc")])
     back = list(csv.DictReader(io.StringIO(text)))
