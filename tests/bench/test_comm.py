@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -27,11 +29,13 @@ def context() -> Context:
 
 
 @pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> str:
-    """What every process that is started from here carries."""
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What every process that is started from here carries; who is left is ended, after the test has told of it."""
     mark = f"comm-{os.getpid()}-{time.monotonic_ns()}"
     monkeypatch.setenv(MARK, mark)
-    return mark
+    yield mark
+    for ident in marked(mark):
+        ident.signal(signal.SIGKILL)
 
 
 def test_two_processes_sum_and_are_gone(mark: str) -> None:
