@@ -63,6 +63,7 @@ def test_one_gpu_has_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(comm.cases(torch.device("cuda", 0))) == cases
 
 
+@pytest.mark.long
 def test_one_that_fails_ends_all_and_says_why() -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"rank [01] ended with exit code 1 and said: .*nonesuch"):
