@@ -71,7 +71,7 @@ def test_every_turn_leaves_a_row_and_the_whole_a_summary(tmp_path: Path) -> None
         length = r["before"] + r["prompt_tokens"] + 3.5
         assert r["bytes_a_token"] == 4 * (WEIGHTS + 32) + 256 * length
         assert r["memory"]["weights"] == 4 * (WEIGHTS + 256 * 32) and r["memory"]["process_rss"] > 50 << 20
-        assert r["memory"]["cache"] == 256 * (3 + 3 + 5 + 3 * 6 if r["conversation"] == 0 else 4 + 6)
+        assert r["memory"]["cache"] == 256 * 64  # room for a conversation, rounded up
         assert (r["ratio"], r["read_tbs"], r["agreement"], r["step"]) == (None, None, None, "single launches")
         assert [s[0] for s in r["memory_steps"]] == list(range(6))
     summary = desk.summary

@@ -72,6 +72,16 @@ def test_a_prompt_sees_stored_tokens_as_stored_and_its_own_exactly() -> None:
     assert torch.equal(torch.cat(after[:2], -1)[:, :, 17:18], step(1, 2)[1])  # the newest token lies in the tail
 
 
+def test_a_long_prompt_is_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = []
+    for chunk in (512, 3):
+        monkeypatch.setattr("workloads.decode.splitcache.CHUNK", chunk)
+        held, _ = caches(MIXED.format(4))
+        held.attend(*step(9, 0), counts=torch.tensor([9, 2, 5], dtype=torch.int32))
+        both.append(held.attend(*step(11, 1)))
+    torch.testing.assert_close(*both, rtol=0, atol=1e-5)
+
+
 def test_what_a_captured_graph_is_warmed_up_with_leaves_no_trace() -> None:
     held, _ = caches(MIXED.format(4))
     held.attend(*step(10, 0))

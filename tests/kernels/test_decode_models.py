@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.decoupled.policy import KVCachePolicy
 from workloads.contract.config.job import ModelSpec
 from workloads.decode.conversation import Conversation
 from workloads.decode.generate import generate
@@ -55,3 +56,19 @@ def test_turns_through_triton_with_growth_and_fork(model: Decoder) -> None:
             for mine, fresh in zip(talk.caches, caches, strict=True):
                 torch.testing.assert_close(mine.k[row, :, : len(tokens)], fresh.k[0], rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(mine.v[row, :, : len(tokens)], fresh.v[0], rtol=1e-5, atol=1e-5)
+
+
+def test_turns_on_a_policys_cache_through_triton_are_those_of_the_reference(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 20, so halves of 10 in groups that are padded; a tail of 2 that turns, and rows of different lengths."""
+    said = []
+    for backend in ("triton", "reference"):
+        monkeypatch.setenv("KERNELS_BACKEND", backend)
+        policy = KVCachePolicy.parse("ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=2")
+        talk = Conversation(model, rows=2, capacity=16, policy=policy)
+        replies = [talk.turn(ASKED[:2], 3), talk.turn([[9, 10], []], 1)]
+        assert talk.logits is not None
+        said.append((replies, talk.logits))
+    assert said[0][0] == said[1][0]
+    torch.testing.assert_close(said[0][1], said[1][1], rtol=0, atol=1e-3)

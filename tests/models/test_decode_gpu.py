@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.checks import judge
+from kernels.decoupled.policy import KVCachePolicy
 from tests.models.test_generate import PROMPTS, SPEC
 from workloads.contract.config.job import ModelSpec
 from workloads.decode.conversation import Conversation
@@ -170,3 +171,25 @@ def test_another_conversation_that_grows_the_tables_does_not_disturb_a_graph() -
     assert [row[10:] for row in wanted] == talk.turn([[], [], []], 20)
     assert len(junk) == 4000
     assert other.turn([[]], 4) == [counted(ASKED[0], 8)[4:]]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "formats", ["ksem=fp16,kgeo=fp16,v=fp16,resid=5", "ksem=q8_0@32,kgeo=q8_0@32,v=q8_0@32,resid=4"]
+)
+def test_a_policys_cache_by_graph_says_what_single_launches_say(dtype: torch.dtype, formats: str) -> None:
+    """And both count on, as the model does: neither a warm-up step nor a replay leaves a trace in tail or parts."""
+    model, policy, said = counting_in(dtype), KVCachePolicy.parse(formats), []
+    for graphed in (False, True):
+        talk = Conversation(model, rows=3, capacity=64, graphed=graphed, policy=policy)
+        talk.read(ASKED)
+        talk.prepare()
+        replies = [talk.turn([[]] * 3, 12)]
+        talk.prepare()
+        child = talk.fork([2, 0])
+        replies += [child.turn([[], []], 4), talk.turn([[]] * 3, 9)]
+        assert talk.logits is not None
+        said.append((replies, talk.logits.float(), talk.tokens))
+    assert said[0][0] == said[1][0] and said[0][2] == said[1][2]
+    torch.testing.assert_close(said[0][1], said[1][1], rtol=0, atol=2e-2)
+    assert said[1][0][0][0] == counted(ASKED[0], 12)

@@ -2,7 +2,7 @@
 
 Both caches are given the same conversation, then the reply token by token. So every step compares two answers to one
 and the same text, and one early difference does not count again for the rest. What was said in earlier turns is read
-turn by turn; an earlier reply at once. Called by `workloads.decode.loop`.
+turn by turn; an earlier reply at once. Long replies are compared up to `STEPS`. Called by `workloads.decode.result`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import torch
 from kernels.decoupled.policy import KVCachePolicy
 from workloads.decode.conversation import Conversation
 from workloads.models.decoder import Decoder
+
+STEPS = 256
+"""At most: a step here waits for the device and takes tens of milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def agreement(
     model: Decoder, policy: KVCachePolicy, earlier: Sequence[Sequence[int]], prompt: Sequence[int], reply: Sequence[int]
 ) -> Agreement:
     """`earlier`: the prompts and replies before this turn, in order, none empty."""
+    reply = reply[:STEPS]
     room = sum(map(len, earlier)) + len(prompt) + len(reply)
     plain, held = (Conversation(model, capacity=room, policy=p) for p in (None, policy))
     for talk in (plain, held):

@@ -8,13 +8,12 @@ the rare full cache, is computed as the model does it. Called by `workloads.deco
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels.device import runs_triton
+from kernels.decoupled.dispatch import by_triton
 from kernels.kv_decode.cache import KVCache
 from kernels.kv_decode.plan import choose_backend
 from workloads.decode.splitcache import Mark, SplitCache
@@ -45,7 +44,7 @@ def can_graph(caches: Sequence[LayerCache], dtype: torch.dtype) -> bool:
         return False
     if isinstance(first, KVCache):
         return choose_backend(first.k, dtype) == "triton"
-    return runs_triton(first.lengths) and os.environ.get("KERNELS_BACKEND") != "reference"
+    return by_triton(first.lengths)
 
 
 class GraphedStep:

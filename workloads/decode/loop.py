@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kernels.decoupled.policy import storage_slots
 from workloads.contract.errors import SpecError
 from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import Phase
@@ -110,7 +111,7 @@ class _Desk:
                 earlier += [prompt, row["ids"]]
 
     def _speaker(self, prompts: Sequence[Sequence[int]]) -> Speaker:
-        room = sum(map(len, prompts)) + len(prompts) * self._config.asked.max_new_tokens
+        room = storage_slots(sum(map(len, prompts)) + len(prompts) * self._config.asked.max_new_tokens)
         try:
             if not self._warm and self._config.asked.backend != "full":
                 self._run.phase(Phase.COMPILING)

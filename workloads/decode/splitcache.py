@@ -13,7 +13,7 @@ One token a row is a decode step: it is appended, and `kernels.decoupled` attend
 prompt: they see what is stored as it is stored, and each other exactly; then they are appended. So the rounding of a
 token is felt from the next call on. Inference only. Called by the models, one cache a layer, through `LayerCache`.
 
-Letters: B rows, H query heads, K key/value heads, T new tokens, L tokens stored, D head size.
+Letters: B rows, H query heads, K key/value heads, T new tokens, N stored and new, C of the new at a time, D head size.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from kernels.decoupled.policy import KVCachePolicy
 from workloads.models.decoder import Decoder
 
 Mark = tuple[tuple[Tensor, ...], int]
+CHUNK = 512
+"""Queries of a prompt at a time, behind stored tokens."""
 
 
 class SplitCache:
@@ -97,14 +99,21 @@ class SplitCache:
         gqa = q_BHTD.shape[1] != k_BKTD.shape[1]
         if not self.longest:
             return scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTE, is_causal=True, enable_gqa=gqa)
-        old, tokens = self.longest, q_BHTD.shape[2]
+        old = self.longest
         k_sem, k_geo, v_old = (x[:, :, :old] for x in self.held.dequantized(q_BHTD.dtype))
         k_BKND = torch.cat((torch.cat((k_sem, k_geo), -1), k_BKTD), 2)
-        place_L, place_T = (torch.arange(n, device=q_BHTD.device) for n in (old, tokens))
-        stored_B1L = (place_L < self.lengths[:, None])[:, None].expand(-1, tokens, -1)
-        own_BTT = (place_T <= place_T[:, None]).expand(self.batch, -1, -1)
-        mask_B1TN = torch.cat((stored_B1L, own_BTT), -1).unsqueeze(1)
-        return scaled_dot_product_attention(q_BHTD, k_BKND, torch.cat((v_old, v_BKTE), 2), mask_B1TN, enable_gqa=gqa)
+        v_BKNE = torch.cat((v_old, v_BKTE), 2)
+        place_N = torch.arange(k_BKND.shape[2], device=q_BHTD.device)
+        seen_BN = (place_N < self.lengths[:, None]) | (place_N >= old)
+        done = []
+        for first in range(0, q_BHTD.shape[2], CHUNK):  # PyTorch holds all scores at once where there is a mask
+            q_BHCD = q_BHTD[:, :, first : first + CHUNK]
+            end = old + first + q_BHCD.shape[2]
+            own_CN = place_N[:end] <= place_N[old + first : end, None]
+            mask_B1CN = (seen_BN[:, None, :end] & own_CN).unsqueeze(1)
+            k, v = k_BKND[:, :, :end], v_BKNE[:, :, :end]
+            done.append(scaled_dot_product_attention(q_BHCD, k, v, mask_B1CN, enable_gqa=gqa))
+        return torch.cat(done, 2)
 
     def truncate(self, lengths: Tensor | int) -> None:
         """Forget the tokens at or above `lengths`. ValueError when a row was full in a step that the host missed.
