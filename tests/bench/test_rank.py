@@ -24,6 +24,7 @@ from workloads.contract.rundir import RunDir
 RUN_ID = "bench-20261121T093000Z-00ff"
 MATRIX = "workloads/bench/matrix.py"
 MEASURE = "            measured = suite_of(suite).measure(case, self._ready)\n"
+SLOW_NULL = (MATRIX, MEASURE, f"            if '+null' in case.name: __import__('time').sleep(1.2)\n{MEASURE}")
 SLOW = (MATRIX, MEASURE, f"            if suite == 'decoupled': __import__('time').sleep(1.0)\n{MEASURE}")
 FATAL = (
     MATRIX, MEASURE,
@@ -100,7 +101,7 @@ def test_the_job_and_the_rank_name_the_same_suites() -> None:
 def test_halted_between_two_cases_it_goes_on_behind_them_and_leaves_rows_a_table_a_page_a_verdict(
     tmp_path: Path,
 ) -> None:
-    desk = make(tmp_path, SLOW)
+    desk = make(tmp_path, SLOW_NULL)
     process = desk.start()
     deadline = time.monotonic() + 120
     while len(desk.cases) < 7:  # behind the first case of decoupled, whose peers the others take from its row
