@@ -121,11 +121,8 @@ def choices(document: Mapping[str, Any] | None) -> str:
     ]  # fmt: skip
     if not known:
         return ""
-    return (
-        "; ".join(others)
-        if others
-        else f"ours at every length that was measured, {len(known)} shape{'s' * (len(known) > 1)}"
-    )
+    shapes = f"{len(known)} shape{'s' * (len(known) > 1)}"
+    return "; ".join(others) or f"ours at every length that was measured, {shapes}"
 
 
 def result_of(view: RunView, pod: str) -> Result:
