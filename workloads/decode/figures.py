@@ -68,6 +68,13 @@ def memory(device: torch.device, weights: int, cache: int) -> Memory:
     return held
 
 
+def forget_peak(device: torch.device) -> None:
+    """From now on `torch_peak` speaks of what comes, and memory that was needed once is given back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def resident_bytes() -> int:
     """Of this process, as the kernel counts it."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

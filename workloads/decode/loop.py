@@ -16,6 +16,7 @@ from kernels.decoupled.policy import storage_slots
 from workloads.contract.errors import SpecError
 from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import Phase
+from workloads.decode import figures
 from workloads.decode.config import DecodeConfig
 from workloads.decode.place import Place, basis
 from workloads.decode.progress import HaltAsked, Progress
@@ -132,6 +133,7 @@ class _Desk:
         began, done = time.perf_counter(), len(self._book.rows)
         prompt, seed = self._prompts[conversation][turn], self._config.asked.seed + 1000 * conversation + turn
         try:
+            figures.forget_peak(self._place.device)
             said = speaker.answer(prompt, seed, self.steps_of(done))
             made = Turn(conversation, turn, prompt, earlier, said, speaker.step, speaker.cache_bytes)
             row = row_of(key, made, self._config, self._place, self._loaded, self._progress.samples)
