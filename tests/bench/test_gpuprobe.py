@@ -90,7 +90,7 @@ def test_what_was_measured_healthy_is_asked_for_at_85_percent() -> None:
 
 
 def test_a_figure_nobody_measured_is_held_to_a_share_of_the_data_sheet() -> None:
-    known = reference("bf16", "NVIDIA H200")
+    known = reference("bf16", "NVIDIA H100 80GB HBM3")
     assert known is not None and known.value == 989.4 and known.floor == pytest.approx(OF_SHEET["bf16"] * 989.4)
     assert reference("copy", "NVIDIA L40S") is None  # no share of a sheet says how copies are made
     assert reference("read", "NVIDIA Unheard Of") is None

@@ -54,10 +54,15 @@ class Model:
 
 
 _H200 = "runbooks/results/kernels.jsonl, suite bandwidth, 2026-11-21, commit 6a798a0"
+_H200_DEVICE = "runbooks/results/device.jsonl, orch gpu, 2026-11-21, commit f1cafcf"
 MODELS = (
     Model(
         ("NVIDIA H200",), 4.8, 989.4, 66.9, 5, "NVIDIA H200 Tensor Core GPU Datasheet", 450.0,
-        {"read": Found(4.693, _H200), "copy": Found(2.713, _H200)},
+        {
+            "read": Found(4.693, _H200), "copy": Found(2.713, _H200), "bf16": Found(679.1, _H200_DEVICE),
+            "fp32": Found(51.2, _H200_DEVICE), "to-device": Found(55.2, _H200_DEVICE),
+            "from-device": Found(55.2, _H200_DEVICE),
+        },
     ),
     Model(("NVIDIA H100 80GB HBM3",), 3.35, 989.4, 66.9, 5, "NVIDIA H100 Tensor Core GPU Datasheet (SXM)", 450.0),
     Model(("NVIDIA A100-SXM4-80GB",), 2.039, 312.0, 19.5, 4, "NVIDIA A100 Tensor Core GPU Datasheet", 300.0),
