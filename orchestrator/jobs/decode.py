@@ -9,11 +9,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from orchestrator.jobs.jobfile import LoadedJob, load_job, made_job
+from orchestrator.jobs.words import DEVICES, check_choice
 from workloads.contract.errors import LocalError, UsageError
 from workloads.contract.files import read_bytes_bounded
 from workloads.contract.prompts import conversations_of
@@ -21,7 +21,7 @@ from workloads.contract.prompts import conversations_of
 MAX_TRAVELLING = 1 << 20
 CHOICES = {
     "backend": ("full", "cache", "decoupled"),
-    "device": ("auto", "cuda", "cpu"),
+    "device": DEVICES,
     "dtype": ("auto", "fp32", "bf16", "fp16"),
 }
 
@@ -66,12 +66,7 @@ def _settings(asked: Asked, cwd: Path) -> dict[str, Any]:
     """The keys of the `decode` block that were typed."""
     found = {key: value for key, value in asked.settings.items() if value is not None}
     for key, known in CHOICES.items():
-        if key in found and found[key] not in known:
-            near = next(iter(get_close_matches(str(found[key]), known, 1, 0.4)), known[0])
-            raise UsageError(
-                "E-CLI-004", f"--{key} cannot be '{found[key]}'", where="orch decode", value=found[key],
-                expected=", ".join(known), fix=f"--{key} {near}",
-            )  # fmt: skip
+        check_choice("orch decode", f"--{key}", found.get(key), known)
     if "kv_policy" in found:
         found.setdefault("backend", "decoupled")
     elif found.get("backend", "decoupled") != "decoupled":

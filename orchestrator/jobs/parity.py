@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from orchestrator.jobs.interpreter import Interpreter
 from orchestrator.jobs.jobfile import LoadedJob, made_job
+from orchestrator.jobs.words import DEVICES, check_choice, check_suites, option
 from pods.facts import PodFacts
 from pods.pod import Pod
 from workloads.contract.codehash import code_hash
 from workloads.contract.config.job import SUITES
-from workloads.contract.errors import ConflictError, RemoteError, UsageError
+from workloads.contract.errors import ConflictError, RemoteError
 
-DEVICES = ("auto", "cuda", "cpu")
 INTERPRETER, NO_DRIVER = "interpreter", "-"  # as `workloads.parity.place` writes them
 GO = "go"
 MAX_VERDICTS = 4096
@@ -37,35 +36,15 @@ def parity_job(
     python: str | None = None,
 ) -> LoadedJob:
     """The job of `orch parity`. UsageError for a suite or device that there is not; SpecErrors as for a job file."""
-    for suite in suites:
-        if suite not in SUITES:
-            raise _unknown(suite, suites)
-    if device not in (None, *DEVICES):
-        near = next(iter(get_close_matches(str(device), DEVICES, 1, 0.5)), None)
-        raise UsageError(
-            "E-CLI-004", f"--device cannot be '{device}'", where="orch parity", value=device,
-            expected="auto, cuda or cpu", did_you_mean=near, fix=f"--device {near or 'auto'}",
-        )  # fmt: skip
+    check_suites("orch parity", suites, SUITES, "E-PARITY-010")
+    check_choice("orch parity", "--device", device, DEVICES)
     asked: dict[str, Any] = {"suites": list(dict.fromkeys(suites)) or list(SUITES), "full": full, "seed": seed}
     asked |= {k: v for k, v in (("only", only), ("device", device)) if v is not None}
     data = {"name": "parity", "kind": "parity", "parity": asked, **({"python": python} if python else {})}
-    words = ["orch", "parity", *suites, *(["--full"] if full else []), *_option("--only", only)]
-    words += [*_option("--device", device), *(_option("--seed", str(seed)) if seed else [])]
-    words += [*_option("--pod", pod), *_option("--python", python)]
+    words = ["orch", "parity", *suites, *(["--full"] if full else []), *option("--only", only)]
+    words += [*option("--device", device), *(option("--seed", str(seed)) if seed else [])]
+    words += [*option("--pod", pod), *option("--python", python)]
     return made_job(data, shlex.join(words), name=None, pods=[pod] if pod else [])
-
-
-def _option(name: str, value: str | None) -> list[str]:
-    return [] if value is None else [name, value]
-
-
-def _unknown(suite: str, suites: Sequence[str]) -> UsageError:
-    near = next(iter(get_close_matches(suite, SUITES, 1, 0.4)), None)
-    right = [near if s == suite and near else s for s in suites if s != suite or near]
-    return UsageError(
-        "E-PARITY-010", f"there is no suite '{suite}'", where="orch parity", value=suite,
-        expected="one or more of " + ", ".join(SUITES), did_you_mean=near, fix=" ".join(["orch parity", *right]),
-    )  # fmt: skip
 
 
 def verdicts_on(pod: Pod) -> Verdicts:

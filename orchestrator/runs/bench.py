@@ -8,15 +8,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runs import judged
-from orchestrator.runs.judged import Row, is_good, number, ordered
+from orchestrator.runs.judged import Judged, Row, is_good, number, ordered
 from orchestrator.runs.render import clip, harmless, one_line, table
 from orchestrator.runs.views import RunView
 from workloads.contract.files import try_read_json
-from workloads.contract.records import RunVerdict
 from workloads.contract.rundir import RunDir
 
 MAX_NOTES, MAX_WORDS = 12, 200
@@ -27,51 +25,11 @@ CSV = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Result:
-    view: RunView
-    rows: tuple[Row, ...]
-    verdict: RunVerdict | None  # None: it has not answered
-    pod: str
-
-    @property
-    def wrong(self) -> list[Row]:
-        return [r for r in self.rows if not is_good(r)]
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        return self.verdict.data if self.verdict else {}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        told = self.data.get("environment")
-        return {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
-
+class Result(Judged):
     def as_json(self) -> dict[str, Any]:
-        """The document of `orch bench --json`, but for what else was asked; every key always present."""
-        d, verdict = self.data, self.verdict
-        return {
-            "v": 1,
-            "run": self.view.run.run_id,
-            "pod": self.pod,
-            "state": self.view.state,
-            "reason": self.view.reason,
-            "verdict": verdict.verdict if verdict else None,
-            "why": verdict.why if verdict else None,
-            "cases": len(self.rows),
-            "wrong": len(self.wrong),
-            "suites": d.get("suites"),
-            "absent": d.get("absent"),
-            "quick": d.get("quick"),
-            "seed": d.get("seed"),
-            "environment": self.environment,
-            "commit": d.get("commit"),
-            "dirty": d.get("dirty"),
-            "command": d.get("command"),
-            "thresholds": try_read_json(self.view.run.thresholds),
-            "dir": str(self.view.run.path),
-            "rows": [dict(r) for r in ordered(self.rows)],
-        }
+        """The document of `orch bench --json`, but for what else was asked."""
+        more = try_read_json(self.view.run.thresholds)
+        return self.document("cases", ("suites", "absent", "quick", "seed"), thresholds=more)
 
     def lines(self, width: int = 0) -> list[str]:
         """For a person: wrong cases first, what was left out, where it comes from; the verdict last."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,50 @@ GO, NO_GO = "go", "no-go"
 GOOD = "ok"
 MAX_ROWS_BYTES = 256 << 20
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run of rows, and its verdict (None: it has not answered). `pod`: where it was judged."""
+
+    view: RunView
+    rows: tuple[Row, ...]
+    verdict: RunVerdict | None
+    pod: str
+
+    @property
+    def wrong(self) -> list[Row]:
+        return [r for r in self.rows if not is_good(r)]
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        return self.verdict.data if self.verdict else {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        told = self.data.get("environment")
+        return {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
+
+    def document(self, counted: str, asked: Sequence[str], **more: object) -> dict[str, Any]:
+        """For `--json`, every key always present. counted: what a row is called; asked: keys of what was asked for."""
+        d, verdict = self.data, self.verdict
+        return {
+            "v": 1,
+            "run": self.view.run.run_id,
+            "pod": self.pod,
+            "state": self.view.state,
+            "reason": self.view.reason,
+            "verdict": verdict.verdict if verdict else None,
+            "why": verdict.why if verdict else None,
+            counted: len(self.rows),
+            "wrong": len(self.wrong),
+            **{key: d.get(key) for key in asked},
+            "environment": self.environment,
+            **{key: d.get(key) for key in ("commit", "dirty", "command")},
+            **more,
+            "dir": str(self.view.run.path),
+            "rows": [dict(r) for r in ordered(self.rows)],
+        }
 
 
 def is_good(row: Mapping[str, Any]) -> bool:

@@ -6,66 +6,23 @@ What is believed of them is decided in `orchestrator.runs.judged`. Called by `or
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.runs import judged
-from orchestrator.runs.judged import GOOD, Row, is_good, ordered
+from orchestrator.runs.judged import GOOD, Judged, Row, is_good, ordered
 from orchestrator.runs.render import one_line, program, table
 from orchestrator.runs.views import RunView
-from workloads.contract.records import RunVerdict
 from workloads.contract.rundir import RunDir
 
 PREFIX = "parity-"
 MAX_WORDS = 160
 
 
-@dataclass(frozen=True)
-class Result:
-    view: RunView
-    rows: tuple[Row, ...]
-    verdict: RunVerdict | None  # None: it has not answered
-    pod: str
-
-    @property
-    def wrong(self) -> list[Row]:
-        return [r for r in self.rows if not is_good(r)]
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        return self.verdict.data if self.verdict else {}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        told = self.data.get("environment")
-        return {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
-
+class Result(Judged):
     def as_json(self) -> dict[str, Any]:
-        """The document of `orch parity --json`; every key always present."""
-        d, verdict = self.data, self.verdict
-        return {
-            "v": 1,
-            "run": self.view.run.run_id,
-            "pod": self.pod,
-            "state": self.view.state,
-            "reason": self.view.reason,
-            "verdict": verdict.verdict if verdict else None,
-            "why": verdict.why if verdict else None,
-            "cells": len(self.rows),
-            "wrong": len(self.wrong),
-            "left_out": d.get("left_out"),
-            "suites": d.get("suites"),
-            "full": d.get("full"),
-            "only": d.get("only"),
-            "seed": d.get("seed"),
-            "environment": self.environment,
-            "commit": d.get("commit"),
-            "dirty": d.get("dirty"),
-            "command": d.get("command"),
-            "dir": str(self.view.run.path),
-            "rows": [dict(r) for r in ordered(self.rows)],
-        }
+        """The document of `orch parity --json`."""
+        return self.document("cells", ("left_out", "suites", "full", "only", "seed"))
 
     def lines(self, width: int = 0) -> list[str]:
         """For a person: wrong cells first, each with the command that judges it alone; the verdict last."""
