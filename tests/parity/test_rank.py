@@ -175,7 +175,7 @@ def test_a_cell_in_which_two_processes_died_is_wrong_and_the_rest_is_judged(tmp_
 @pytest.mark.long
 def test_a_process_that_lost_its_device_makes_room_for_a_new_one(tmp_path: Path) -> None:
     """As on a GPU after an illegal access, here by two lines: the row is kept, the step is told, the next goes on."""
-    lost = ("workloads/parity/matrix.py", "        torch.cuda.synchronize()\n", "        raise RuntimeError\n")
+    lost = ("workloads/judging/machine.py", "        torch.cuda.synchronize()\n", "        raise RuntimeError\n")
     here = ("workloads/parity/matrix.py", 'not outcome.ok and self._device == "cuda"', "not outcome.ok")
     wrong, right = a_cell(plan="2p2", null="contiguous"), a_cell(plan="2p2", null="none")
     two = (
