@@ -68,7 +68,7 @@ def test_two_healthy_cards(home: OrchHome) -> None:
     assert lines[0] == "gpu0  NVIDIA H200, driver 580.159.04" and lines[-1] == "as expected: 2 GPUs, 14 figures"
     text = "\n".join(lines)
     assert "  memory read            4.69 TB/s      as expected  100 % of 4.69; measured: runbooks/results/" in text
-    assert "71 % of 989; 55% of the data sheet's peak: NVIDIA H200" in text and "likely:" not in text
+    assert "of 450; 65% of the data sheet's peak: NVIDIA H200" in text and "likely:" not in text
     assert "as found: SM 345 MHz, memory 3201 MHz; under load: SM 1755 of 1980 MHz (power cap), memory 3201" in text
     assert "699 of 700 W, 61 C" in text and "PCIe gen 5 of 5, x16 of x16" in text
     assert "0 of 143771 MiB in use, ECC on, 0 uncorrected errors" in text and "no Xid in the kernel's log" in text
