@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: train status logs monitor train-prime status-prime logs-prime monitor-prime
-.PHONY: setup demo test test-long lint lab gpu evidence bench-cli bench-ssh clean
+.PHONY: setup demo smoke test test-long proofs lint lab faults soak gpu evidence bench-cli bench-ssh bench-health bench-survival halts cuts floods clean
 
 setup: $(READY)
 
@@ -53,15 +53,37 @@ monitor: setup
 train-prime status-prime logs-prime monitor-prime: %-prime: setup
 	@$(MAKE) --no-print-directory $* POD=prime
 
+# Does training work here? A short run of a recipe through the smoke gates, in a home of its own, brought down after.
+# 51 s on two idle cores behind `make setup` (2026-11-22, commit 18d33a9), 172 s on two that others wanted too.
+# make smoke JOB=125m STEPS=300 for another one; its rows stay in build/smoke.
+STEPS ?= 110
+smoke: setup
+	@export ORCH_HOME='$(CURDIR)/build/smoke'; mkdir -p build && mkdir -p -m 700 "$$ORCH_HOME"; \
+	$(ORCH) smoke $(JOB) --steps $(STEPS); code=$$?; $(ORCH) down; exit $$code
+
 test: setup system-packages lint
-	@sh tests/default.sh $(PYTEST)
+	@sh tests/suites.sh default $(PYTEST)
 
 test-long: setup system-packages
-	$(PYTEST) -m "long and not gpu" tests
+	@sh tests/suites.sh long $(PYTEST)
+
+# What make test-long has no time for: all random lives, twenty kills of a training, all but one of a kind. Hours.
+proofs: setup system-packages
+	$(PYTEST) -m "proof and not gpu" tests
 
 # Three pods on this machine (root on Linux) to try orch on, and a shell that reaches them; gone when it exits.
 lab: setup system-packages
 	@$(BIN)/python -m tests.lab
+
+# Every fault at every moment (root on Linux for all of it); the rows are appended to runbooks/results/faults.jsonl.
+# One cell: python -m tests.faults --only rank-killed/halting
+faults: setup system-packages
+	$(BIN)/python -m tests.faults --save runbooks/results/faults.jsonl
+
+# Random faults on a few runs for hours; the seed is printed, a row is appended to runbooks/results/soak.jsonl.
+HOURS ?= 0.5
+soak: setup system-packages
+	$(BIN)/python -m tests.faults.soak --hours $(HOURS) $(if $(SEED),--seed $(SEED)) --save runbooks/results/soak.jsonl
 
 # Tests that need an NVIDIA GPU.
 gpu: setup
@@ -82,6 +104,28 @@ bench-cli: setup
 # What pods over SSH cost, against real sshds on loopback; the rows are appended to runbooks/results/ssh.jsonl.
 bench-ssh: setup system-packages
 	$(BIN)/python -m tests.bench_ssh --save runbooks/results/ssh.jsonl
+
+# A thousand halts and what lives after each; the rows are appended to runbooks/results/halts.jsonl. About 6 minutes.
+N ?= 1000
+halts: setup
+	$(BIN)/python -m tests.halts --n $(N) --save runbooks/results/halts.jsonl
+
+# A thousand resets and twenty silences while logs are copied; rows go to runbooks/results/cuts.jsonl. About 15 minutes.
+CUTS ?= 1000
+cuts: setup system-packages
+	$(BIN)/python -m tests.cuts --resets $(CUTS) --save runbooks/results/cuts.jsonl
+
+# What watching a run costs; the rows are appended to runbooks/results/health.jsonl. On an idle machine, at a clean commit.
+bench-health: setup
+	$(BIN)/python -m tests.bench_health --save runbooks/results/health.jsonl
+
+# How soon a dead rank, a hang and a halt are dealt with; rows go to runbooks/results/survival.jsonl. About two minutes.
+bench-survival: setup
+	$(BIN)/python -m tests.bench_survival --save runbooks/results/survival.jsonl
+
+# Memory of every part on a run with 10 GB of log and millions of lines; rows go to runbooks/results/floods.jsonl.
+floods: setup
+	$(BIN)/python -m tests.floods --save runbooks/results/floods.jsonl
 
 # README's figures, rebuilt from runbooks/results/*.jsonl; fails on one without row, machine, date or commit.
 evidence: setup

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pods.speckeys import all_keys, field_default, keys_at, nearest_key
-from pods.specwords import MISSING, Broken, Complaint, explain
+from pods.speckeys import all_keys, field_default, keys_at, model_at, nearest_key
+from pods.specwords import MISSING, Broken, Complaint, as_yaml, explain
 from pods.yamlfile import join
 from workloads.contract.errors import OrchError, SpecError, raise_all
 
@@ -167,12 +167,38 @@ def _block(c: Complaint, model: type[BaseModel], subject: Subject) -> OrchError:
         )  # fmt: skip
     if c.kinds[0][0] == "extra_forbidden":
         return _unknown(c, model, subject, where)
-    words = explain(c, field_default(model, c.path))
+    default = field_default(model, c.path)
+    words = explain(c, default)
     error = SpecError(
         f"E-{subject.area}-{words.number:03d}", words.what, where=where, value=words.value,
         expected=words.expected, did_you_mean=words.did_you_mean, fix=words.fix,
     )  # fmt: skip
+    inner = model_at(model, c.path) if default is MISSING or default is None else None
+    if inner is not None and c.path and words.number == 6 and not isinstance(c.value, dict):
+        error.expected = f"keys below it: {', '.join(inner.model_fields)}"
+        error.fix = _below(c, inner, where)
     return _as_option(error, c.shown)
+
+
+def _below(c: Complaint, inner: type[BaseModel], where: str) -> str:
+    """The value given to a key below the one it was given to: `on_nan: {skips: 0}` for `on_nan: 0`."""
+    defaults = {k: field_default(inner, (k,)) for k in inner.model_fields}
+    key = next((k for k, d in defaults.items() if _could_be(c.value, d)), None)
+    value, note = c.value, ""
+    if key is None:
+        key = next((k for k, d in defaults.items() if d not in (MISSING, None)), next(iter(defaults)))
+        value, note = defaults[key], "   (the default)"
+    shown = "..." if value is MISSING else as_yaml(value)
+    if where.startswith("--set "):
+        return f"--set {shlex.quote(f'{c.shown}.{key}={shown}')}{note}"
+    return f"{c.path[-1]}: {{{key}: {shown}}}{note}"
+
+
+def _could_be(value: object, default: object) -> bool:
+    """Whether a key with this default may have been meant; one without is for text."""
+    if isinstance(value, str):
+        return default is MISSING
+    return type(value) in (int, float) and type(default) is type(value)
 
 
 def _as_option(error: OrchError, path: str) -> OrchError:

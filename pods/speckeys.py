@@ -15,9 +15,22 @@ from pydantic import BaseModel
 from pods.specwords import MISSING
 from pods.yamlfile import join
 
+ELSEWHERE = {
+    "learning_rate": "lr", "batch_size": "global_batch", "max_steps": "steps", "num_steps": "steps",
+    "micro_batch_size": "micro_batch", "grad_clip": "clip", "max_grad_norm": "clip", "precision": "dtype",
+    "sequence_length": "seq_len", "max_seq_len": "seq_len", "block_size": "seq_len", "hidden_size": "dim",
+    "n_layer": "layers", "num_layers": "layers", "n_head": "heads", "num_heads": "heads", "vocab_size": "vocab",
+    "save_every": "every_steps", "save_steps": "every_steps",
+}  # fmt: skip
+"""what other trainers call a key of ours"""
+
 
 def nearest_key(name: str, siblings: Sequence[str], everywhere: Sequence[str]) -> str | None:
     """A key of the same level that is spelled alike, else one on another level that is spelled nearly the same."""
+    ours = ELSEWHERE.get(name.lower())
+    for keys in (siblings, everywhere) if ours else ():
+        if found := next((k for k in keys if k.rsplit(".", 1)[-1] == ours), None):
+            return found
     for keys, cutoff in ((siblings, 0.6), (everywhere, 0.8)):
         by_name = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
         close = get_close_matches(name.lower(), by_name, n=1, cutoff=cutoff)

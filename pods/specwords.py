@@ -103,7 +103,7 @@ def explain(c: Complaint, default: object) -> Words:
     if c.kinds[0][0] == "string_pattern_mismatch":
         return _pattern(c)
     expected = " or ".join(dict.fromkeys(_expected(kind, ctx) for kind, ctx in c.kinds))
-    impossible = any(kind.startswith(("greater", "less", "finite", "too_")) for kind, _ in c.kinds)
+    impossible = any(kind.startswith(("greater", "less", "finite", "too_", "string_too")) for kind, _ in c.kinds)
     what = f"{c.shown or 'the file'} {'is out of bounds' if impossible else 'has the wrong type'}"
     if all(kind == "literal_error" for kind, _ in c.kinds):
         what = f"{c.shown} cannot be {as_yaml(c.value)}"
@@ -121,6 +121,10 @@ def _expected(kind: str, ctx: Mapping[str, Any]) -> str:
         return str(ctx["expected"]).replace("'", "")
     if kind == "too_short":
         return f"at least {ctx['min_length']} {'entry' if ctx['min_length'] == 1 else 'entries'}"
+    if kind == "string_too_short":
+        return "text that is not empty" if ctx["min_length"] == 1 else f"at least {ctx['min_length']} letters"
+    if kind == "string_too_long":
+        return f"at most {ctx['max_length']} letters"
     if kind == "too_long":
         return f"at most {ctx['max_length']} entries"
     return _TYPES.get(kind.removesuffix("_type"), kind.replace("_", " "))
@@ -157,7 +161,7 @@ def _fix(c: Complaint, default: object, near: str | None) -> str | None:
         return f"{_assign(c, c.value)}   (without quotes)"
     if "string" in wanted and not isinstance(c.value, list | dict | None):
         return f"{_assign(c, json.dumps(as_yaml(c.value)))}   (text needs quotes here)"
-    if wanted & {"list", "tuple"} and isinstance(c.value, str | int | float):
+    if wanted & {"list", "tuple"} and isinstance(c.value, str | int | float) and not isinstance(default, tuple):
         return _assign(c, f"[{as_yaml(c.value)}]")
     if default is MISSING or default is None:
         return "correct it" if default is MISSING else "correct it, or remove the key"

@@ -1,4 +1,5 @@
-"""The figures of README.md and of the kernels' READMEs, rebuilt from `runbooks/results/*.jsonl`, and the file tree.
+"""The figures of README.md and of the kernels' READMEs, rebuilt from `runbooks/results/*.jsonl`, the file tree, and
+the table of health rules.
 
 A block between `<!-- evidence: NAME -->` and `<!-- /evidence -->` is a table of the newest row of every `case` in
 `runbooks/results/NAME.jsonl`; kernels-* blocks are of one suite of `kernels.jsonl` (see `kernelrows`).
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runbooks import filetree, kernelrows
+from runbooks import filetree, healthrows, kernelrows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "runbooks" / "results"
@@ -28,7 +29,7 @@ class EvidenceError(Exception):
 
 def documents(root: Path = ROOT) -> list[Path]:
     """The files that hold blocks."""
-    return [root / "README.md", *sorted(root.glob("kernels/*/README.md"))]
+    return [root / "README.md", *sorted(root.glob("kernels/*/README.md")), root / "runbooks" / "health.md"]
 
 
 def newest_rows(name: str, needed: tuple[str, ...] = NEEDED) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def figure(value: float) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| what | measured | goal |", "|---|---|---|"]
-    lines += [f"| {r['case']} | {figure(r['value'])} {r['unit']} | {r.get('goal', '')} |" for r in rows]
+    lines += [f"| {r.get('what', r['case'])} | {figure(r['value'])} {r['unit']} | {r.get('goal', '')} |" for r in rows]
     return "\n".join(lines) + "\n\n" + sources(rows)
 
 
@@ -76,8 +77,9 @@ def sources(rows: list[dict[str, Any]]) -> str:
 
 
 def rebuilt(text: str) -> str:
-    """A document with every figure and the file tree made anew."""
-    return filetree.rebuilt(BLOCK.sub(lambda m: m["open"] + _figures(m["name"]) + m["close"], text), ROOT)
+    """A document with every figure, the file tree and the rules made anew."""
+    text = BLOCK.sub(lambda m: m["open"] + _figures(m["name"]) + m["close"], text)
+    return healthrows.rebuilt(filetree.rebuilt(text, ROOT))
 
 
 def _figures(name: str) -> str:

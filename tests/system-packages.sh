@@ -5,7 +5,7 @@ set -u
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 missing=""
 for pair in git:git mount:mount tmux:tmux ssh:openssh-client sshd:openssh-server ip:iproute2 nft:nftables \
-    nsenter:util-linux fish:fish tcsh:tcsh zsh:zsh; do
+    nsenter:util-linux faketime:faketime fish:fish tcsh:tcsh zsh:zsh; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 [ -n "$missing" ] || exit 0

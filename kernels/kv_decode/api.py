@@ -10,6 +10,8 @@ cache, D head size of queries and keys, E head size of values (1 to 256, any).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -117,40 +119,10 @@ def attention_with_kv_cache(
     >>> tuple(o.shape), tuple(cache[0].shape)
     ((1, 4, 1, 64), (1, 2, 128, 64))
     """
-    _check_inputs({"query": query, "key": key, "value": value})
-    if key.shape[2] != query.shape[2]:
-        raise ValueError(
-            f"query has {query.shape[2]} tokens, key {tuple(key.shape)} must have as many in its third place"
-        )
-    shape = (*query.shape[:3], value.shape[3])
-    _check_out(out, shape, query)
+    call = _Call(query, key, value, causal, scale, (block_m, block_n), out, return_lse, check, backend)
+    call.check_shapes()
     cache, lens, held = _cache_and_lens(key, value, past_key_value, seq_lens, cache_max_len, update_cache, check)
-    most = key.shape[2] if cache is None else cache[0].shape[2]
-    seen = key.shape[2] + held[0] if held else most
-    no = sdpa.why_not(
-        key.shape[2], seen, causal=causal, lse=return_lse, same_lengths=len(set(held)) == 1,
-        blocks=block_m is not None or block_n is not None, apart=cache is not None and not update_cache,
-    )  # fmt: skip
-    choice = _choose(query, key, value, seen, no, backend)
-    if choice.sdpa:
-        k, v = (key, value) if cache is None else _appended(cache, key, value, seen)
-        found_o = sdpa.attend(query, k, v, causal=causal, scale=scale, backend=choice.backend)
-        return (found_o if out is None else out.copy_(found_o)), cache
-    if choice.backend == "reference":
-        return attention_with_kv_cache_reference(
-            query, key, value, cache, None if cache is None else lens, update_cache=update_cache, scale=scale,
-            causal=causal, out=out, return_lse=return_lse, check=check,
-        )  # fmt: skip
-    result = torch.empty(shape, dtype=query.dtype, device=query.device) if out is None else out
-    if 0 in shape:
-        return ((result, torch.empty(shape[:3], device=query.device)) if return_lse else result), cache
-    if cache is None:  # nothing is kept and nothing was there
-        plan = _plan(query, key, value, causal, scale, block_m, block_n, return_lse)
-        plan.run(query, None, None, key, value, None, out=result)
-    else:
-        plan = _plan(query, *cache, causal, scale, block_m, block_n, return_lse)
-        plan.run(query, key, value, *cache, lens, out=result, update_cache=update_cache)
-    return _answer(result, plan, return_lse), cache
+    return call.answer(cache, lens, held, update_cache), cache
 
 
 def check_overflow(device: torch.device | str | None = None) -> None:
@@ -164,6 +136,71 @@ def check_overflow(device: torch.device | str | None = None) -> None:
             if row:
                 flag.zero_()
                 raise ValueError(overflow_text(row - 1, length, tokens, capacity))
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of `attention_with_kv_cache`, whose words these are, but for the cache."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    causal: bool
+    scale: float | None
+    blocks: tuple[int | None, int | None]
+    out: Tensor | None
+    lse: bool
+    check: bool
+    backend: Backend
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        return (*self.query.shape[:3], self.value.shape[3])
+
+    def check_shapes(self) -> None:
+        _check_inputs({"query": self.query, "key": self.key, "value": self.value})
+        if self.key.shape[2] != self.query.shape[2]:
+            raise ValueError(
+                f"query has {self.query.shape[2]} tokens, key {tuple(self.key.shape)} must have as many in its third "
+                "place"
+            )
+        _check_out(self.out, self.shape, self.query)
+
+    def answer(
+        self, cache: Cache | None, lens: Tensor, held: list[int], update: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """By the backend that fits. `held`: the lengths on the host, where it knows them."""
+        tokens = self.key.shape[2]
+        seen = tokens + held[0] if held else tokens if cache is None else cache[0].shape[2]
+        no = sdpa.why_not(
+            tokens, seen, causal=self.causal, lse=self.lse, same_lengths=len(set(held)) == 1,
+            blocks=self.blocks != (None, None), apart=cache is not None and not update,
+        )  # fmt: skip
+        choice = _choose(self.query, self.key, self.value, seen, no, self.backend)
+        if choice.sdpa:
+            k, v = (self.key, self.value) if cache is None else _appended(cache, self.key, self.value, seen)
+            found = sdpa.attend(self.query, k, v, causal=self.causal, scale=self.scale, backend=choice.backend)
+            return found if self.out is None else self.out.copy_(found)
+        if choice.backend == "reference":
+            return attention_with_kv_cache_reference(
+                self.query, self.key, self.value, cache, None if cache is None else lens, update_cache=update,
+                scale=self.scale, causal=self.causal, out=self.out, return_lse=self.lse, check=self.check,
+            )[0]  # fmt: skip
+        return self._by_triton(cache, lens, update)
+
+    def _by_triton(self, cache: Cache | None, lens: Tensor, update: bool) -> Tensor | tuple[Tensor, Tensor]:
+        q = self.query
+        result = torch.empty(self.shape, dtype=q.dtype, device=q.device) if self.out is None else self.out
+        if 0 in self.shape:
+            return (result, torch.empty(self.shape[:3], device=q.device)) if self.lse else result
+        if cache is None:  # nothing is kept and nothing was there
+            plan = _plan(q, self.key, self.value, self.causal, self.scale, *self.blocks, self.lse)
+            plan.run(q, None, None, self.key, self.value, None, out=result)
+        else:
+            plan = _plan(q, *cache, self.causal, self.scale, *self.blocks, self.lse)
+            plan.run(q, self.key, self.value, *cache, lens, out=result, update_cache=update)
+        return _answer(result, plan, self.lse)
 
 
 def _choose(q: Tensor, k: Tensor, v: Tensor, length: int, sdpa_no: str, backend: Backend) -> Choice:

@@ -105,7 +105,7 @@ def bench(
     raise typer.Exit(code)
 
 
-def percent(text: str) -> float:
+def percent(text: str, verb: str = "orch bench") -> float:
     """`5%`, `5 %` or `5` as 0.05."""
     try:
         value = float(text.strip().removesuffix("%"))
@@ -113,7 +113,7 @@ def percent(text: str) -> float:
         value = -1.0
     if not 0 <= value <= MAX_TOLERANCE:
         raise UsageError(
-            "E-CLI-004", f"--tolerance cannot be '{escape(text, 40)}'", where="orch bench", value=text,
+            "E-CLI-004", f"--tolerance cannot be '{escape(text, 40)}'", where=verb, value=text,
             expected="percent, such as 5%", fix="--tolerance 5%",
         )  # fmt: skip
     return value / 100

@@ -11,7 +11,7 @@ import typer
 
 from orchestrator.cli.complete import complete_jobs, complete_pods, complete_runs
 from orchestrator.cli.judging import Kind, answer, judge, refuse_anything_beside_run
-from orchestrator.cli.shared import Json, as_the_person, emit, hint, open_source, say, whole
+from orchestrator.cli.shared import Json, as_the_person, emit, hint, maybe_number, maybe_whole, open_source, say
 from workloads.contract.errors import LocalError, UsageError, escape
 
 if TYPE_CHECKING:
@@ -29,67 +29,82 @@ KIND = Kind(
 )  # fmt: skip
 
 
+JobArg = Annotated[
+    str | None, typer.Argument(metavar="JOB", help="A job file of kind decode.", autocompletion=complete_jobs)
+]
+FromOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="DIR|RUN", help="A published folder, a checkpoint, or a run; default: random weights.",
+        autocompletion=complete_runs,
+    ),
+]  # fmt: skip
+PromptsOpt = Annotated[
+    str | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line, or *.json: a list of lists of turns.")
+]
+PromptOpt = Annotated[
+    list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A turn; repeatable: one conversation.")
+]
+BackendOpt = Annotated[
+    str | None, typer.Option("--backend", metavar="full|cache|decoupled", help="full: no cache, the replay.")
+]
+PolicyOpt = Annotated[
+    str | None, typer.Option("--kv-policy", metavar="POLICY", help="ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128")
+]
+TokensOpt = Annotated[str | None, typer.Option("--max-new-tokens", metavar="N", help="Of a reply; default 64.")]
+TemperatureOpt = Annotated[
+    str | None, typer.Option("--temperature", metavar="X", help="Default 0: the likeliest token.")
+]
+TopPOpt = Annotated[str | None, typer.Option("--top-p", metavar="X", help="With a temperature.")]
+SeedOpt = Annotated[str | None, typer.Option("--seed", metavar="N", help="Of draws and random weights.")]
+RepeatsOpt = Annotated[str | None, typer.Option("--repeats", metavar="N", help="Time every reply so often.")]
+DtypeOpt = Annotated[str | None, typer.Option("--dtype", metavar="auto|fp32|bf16|fp16", help="Of the weights.")]
+DeviceOpt = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cuda|cpu", help="Default: a GPU where there is one.")
+]
+PodOpt = Annotated[
+    str | None,
+    typer.Option("--pod", metavar="POD", help="Where; default: this machine.", autocompletion=complete_pods),
+]
+PythonOpt = Annotated[
+    str | None, typer.Option("--python", metavar="PATH", help="An interpreter there; default: the pod's.")
+]
+RunOpt = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN", help="The replies of a run that there is.", autocompletion=complete_runs),
+]
+OutOpt = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Replies and figures as JSON.")]
+
+
 def decode(
-    job: Annotated[
-        str | None,
-        typer.Argument(metavar="JOB", help="A job file of kind decode.", autocompletion=complete_jobs),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="DIR|RUN",
-            help="A published folder, a checkpoint, or a run; default: random weights.",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", metavar="FILE", help="A prompt a line, or *.json: a list of lists of turns."),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A turn; repeatable: one conversation.")
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option("--backend", metavar="full|cache|decoupled", help="full: no cache, the replay.")
-    ] = None,
-    kv_policy: Annotated[
-        str | None, typer.Option("--kv-policy", metavar="POLICY", help="ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128")
-    ] = None,
-    max_new_tokens: Annotated[
-        str | None, typer.Option("--max-new-tokens", metavar="N", help="Of a reply; default 64.")
-    ] = None,
-    temperature: Annotated[
-        str | None, typer.Option("--temperature", metavar="X", help="Default 0: the likeliest token.")
-    ] = None,
-    top_p: Annotated[str | None, typer.Option("--top-p", metavar="X", help="With a temperature.")] = None,
-    seed: Annotated[str | None, typer.Option("--seed", metavar="N", help="Of draws and random weights.")] = None,
-    repeats: Annotated[str | None, typer.Option("--repeats", metavar="N", help="Time every reply so often.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="auto|fp32|bf16|fp16", help="Of the weights.")] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="auto|cuda|cpu", help="Default: a GPU where there is one.")
-    ] = None,
-    pod: Annotated[
-        str | None,
-        typer.Option("--pod", metavar="POD", help="Where; default: this machine.", autocompletion=complete_pods),
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option("--python", metavar="PATH", help="An interpreter there; default: the pod's.")
-    ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="RUN", help="The replies of a run that there is.", autocompletion=complete_runs),
-    ] = None,
-    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Replies and figures as JSON.")] = None,
+    job: JobArg = None,
+    weights: FromOpt = None,
+    prompts: PromptsOpt = None,
+    prompt: PromptOpt = None,
+    backend: BackendOpt = None,
+    kv_policy: PolicyOpt = None,
+    max_new_tokens: TokensOpt = None,
+    temperature: TemperatureOpt = None,
+    top_p: TopPOpt = None,
+    seed: SeedOpt = None,
+    repeats: RepeatsOpt = None,
+    dtype: DtypeOpt = None,
+    device: DeviceOpt = None,
+    pod: PodOpt = None,
+    python: PythonOpt = None,
+    run: RunOpt = None,
+    out: OutOpt = None,
     json: Json = False,
 ) -> None:
     """Generate with a model on a pod: text, tokens/s, bytes, memory. Ctrl-C leaves it running."""
     from orchestrator.runs.waiting import Live
 
+    number = partial(maybe_number, where="orch decode", example="0.8")
     settings: dict[str, Any] = {
-        "backend": backend, "kv_policy": kv_policy, "max_new_tokens": _whole(max_new_tokens, "--max-new-tokens"),
-        "temperature": _number(temperature, "--temperature"), "top_p": _number(top_p, "--top-p"),
-        "seed": _whole(seed, "--seed"), "repeats": _whole(repeats, "--repeats"), "dtype": dtype, "device": device,
+        "backend": backend, "kv_policy": kv_policy, "max_new_tokens": maybe_whole(max_new_tokens, "--max-new-tokens"),
+        "temperature": number(temperature, "--temperature"), "top_p": number(top_p, "--top-p"),
+        "seed": maybe_whole(seed, "--seed"), "repeats": maybe_whole(repeats, "--repeats"),
+        "dtype": dtype, "device": device,
     }  # fmt: skip
     _refuse_out(out)
     live, tell = Live(silent=json), partial(_tell, out=out, json=json)
@@ -105,20 +120,6 @@ def decode(
         refuse_anything_beside_run(KIND, run, [job, weights, prompts, prompt, pod, python, *map(str, said)])
         code = answer(KIND, run, live, tell)
     raise typer.Exit(code)
-
-
-def _whole(text: str | None, option: str) -> int | None:
-    return None if text is None else whole(text, option)
-
-
-def _number(text: str | None, option: str) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise UsageError(
-            "E-CLI-004", f"{option} cannot be '{escape(text, 40)}'", where="orch decode", value=text,
-            expected="a number", fix=f"{option} 0.8",
-        ) from None  # fmt: skip
 
 
 def _weights(named: str, pod: str | None) -> tuple[str, str | None]:

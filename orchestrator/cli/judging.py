@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kind:
     """`code`, `refusal`: what is said of a run of another kind. `files`: what is brought home from a pod.
-    `command`: the verb, where it is not the kind's name."""
+    `command`: the verb, where it is not the kind's name. `others`: more kinds of runs that it takes."""
 
     name: str
     code: str
@@ -33,6 +33,7 @@ class Kind:
     halt: str
     files: Callable[[RunDir], Sequence[Path]]
     command: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def verb(self) -> str:
@@ -79,7 +80,7 @@ def refuse_anything_beside_run(kind: Kind, run: str, asked: Sequence[object]) ->
 
 def refuse_other_kinds(kind: Kind, source: Source, option: str = "--run") -> None:
     found = source.view().info.get("kind")
-    if found != kind.name:
+    if found not in (kind.name, *kind.others):
         raise UsageError(
             kind.code, f"run {source.run.run_id} {kind.refusal}: its kind is {found or 'unknown'}",
             where=option, value=source.run.run_id, expected=f"a run of kind {kind.name}", fix=kind.verb,

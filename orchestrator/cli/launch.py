@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import Json, MaybeJob, as_the_person, emit, hint, home, look_at, say
+from orchestrator.cli.shared import AllowChange, Json, MaybeJob, as_the_person, emit, hint, home, look_at, say
 from workloads.contract.errors import UsageError
 from workloads.contract.exitcodes import CliExit
 
 if TYPE_CHECKING:
     from orchestrator.jobs.jobfile import LoadedJob
     from orchestrator.jobs.launch import OnTime, Prepared
+    from orchestrator.jobs.start import Asked
     from orchestrator.runs.source import Source
     from orchestrator.runs.waiting import Live
 
@@ -48,6 +49,14 @@ def launch(
     pods: Annotated[
         list[str] | None, typer.Option("--pod", metavar="POD", help="Where it runs, instead of the job's `pods`.")
     ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="PATH", help="Begin with this checkpoint, or a run's newest one.")
+    ] = None,
+    allow: AllowChange = None,
+    synthetic: Annotated[
+        bool,
+        typer.Option("--synthetic-on-fail", help="Train on made-up tokens, loudly, once the data cannot be had."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay until the run ends; Ctrl-C leaves it running.")
@@ -56,12 +65,12 @@ def launch(
 ) -> None:
     """Start a run of JOB, or of any command: `orch launch --name mine -- python my_train.py --lr 3e-4`."""
     cwd = Path.cwd()
-    loaded = _load(job, ctx.obj, sets or [], name, pods or [], cwd)
+    loaded = _load(job, ctx.obj, sets or [], name, pods or [], cwd, synthetic=synthetic)
     from orchestrator.runs.waiting import Live
 
     began = time.monotonic()
     live = Live(silent=json or dry_run)
-    prepared = prepare_run(loaded, live, cwd, run_id)
+    prepared = prepare_run(loaded, live, cwd, run_id, resume=_start(resume, allow or []))
     try:
         if dry_run:
             plan = prepared.plan
@@ -76,7 +85,20 @@ def launch(
         prepared.close()
 
 
-def prepare_run(loaded: LoadedJob, live: Live, cwd: Path, run_id: str | None = None) -> Prepared:
+def _start(resume: str | None, allow: list[str]) -> Asked | None:
+    from orchestrator.jobs.start import Asked, checked_changes
+
+    if resume is None and allow:
+        raise UsageError(
+            "E-CLI-006", "--allow-config-change is for a run that begins with a checkpoint", where="orch launch",
+            fix="orch launch JOB --resume PATH --allow-config-change train.lr",
+        )  # fmt: skip
+    return None if resume is None else Asked(resume, checked_changes(allow, "--allow-config-change"))
+
+
+def prepare_run(
+    loaded: LoadedJob, live: Live, cwd: Path, run_id: str | None = None, resume: Asked | None = None
+) -> Prepared:
     """The plan of a launch, while `live` tells how far the looking is. Ctrl-C: nothing was submitted."""
     import os
 
@@ -84,7 +106,7 @@ def prepare_run(loaded: LoadedJob, live: Live, cwd: Path, run_id: str | None = N
 
     try:
         return prepare(
-            loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, on_time=stages(live),
+            loaded, run_id=run_id, home=home(), cwd=cwd, environ=os.environ, resume=resume, on_time=stages(live),
             say=lambda text: live.status(f"    {text}", time.monotonic()),
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -100,8 +122,9 @@ def stages(live: Live) -> OnTime:
 
 
 def _load(
-    job: str | None, tail: list[str] | None, sets: list[str], name: str | None, pods: list[str], cwd: Path
-) -> LoadedJob:
+    job: str | None, tail: list[str] | None, sets: list[str], name: str | None, pods: list[str], cwd: Path,
+    *, synthetic: bool,
+) -> LoadedJob:  # fmt: skip
     if (job is None) == (tail is None):
         raise UsageError(
             "E-CLI-006", "name a job or give a command after `--`" + (", not both" if job else ""), where="orch launch",
@@ -111,11 +134,16 @@ def _load(
         raise UsageError(
             "E-CLI-006", "no command follows `--`", where="orch launch", fix="orch launch -- python my_train.py"
         )
+    if tail is not None and synthetic:
+        raise UsageError(
+            "E-CLI-006", "--synthetic-on-fail is for a job whose data orch reads, and a command reads its own",
+            where="orch launch", fix="orch launch JOB --synthetic-on-fail",
+        )  # fmt: skip
     from orchestrator.jobs.jobfile import command_job, load_job
 
     if tail is not None:
         return command_job(tail, name=name, sets=sets, pods=pods, cwd=cwd)
-    return load_job(str(job), sets=sets, name=name, pods=pods, cwd=cwd)
+    return load_job(str(job), sets=sets, name=name, pods=pods, cwd=cwd, synthetic_on_fail=synthetic)
 
 
 def submit_run(prepared: Prepared, on_time: OnTime, *, json: bool, quiet: bool) -> Source:

@@ -54,6 +54,8 @@ def status(run: MaybeRun = None, cached: Cached = False, json: Json = False) -> 
         say(runs_table(views, screen_width()) if views else "no run yet; start one:  orch launch tiny")
     _tell(looks)
     _tell_forgotten(shown)
+    if any(not v.ended for v in views):
+        _tell_unwatched()
     lonely = {s.pod: s for s, v in zip(shown, views, strict=True) if not v.ended and not v.supervised and _asked(v)}
     for source in lonely.values():
         wake_where_asleep(source)  # last: the answer does not wait for it
@@ -93,6 +95,18 @@ def _tell_forgotten(shown: list[Source]) -> None:
     names = {s.pod for s in shown if isinstance(s, FarSource) and s.error and s.error.code == "E-INV-020"}
     for name in sorted(names):
         hint(f"note: pod {name} is not in the inventory; to see its runs again:  orch pods add {name} user@host[:port]")
+
+
+def _tell_unwatched() -> None:
+    """Where an `orch watch` was started and none looks any more: nobody would be told of a change."""
+    import time
+
+    from orchestrator.runs.render import ago, clock
+    from orchestrator.runs.watchbeat import unwatched_since
+
+    since = unwatched_since(home(), time.time())
+    if since is not None:
+        hint(f"note: unwatched since {clock(since)} ({ago(time.time() - since)}); the runs go on.  orch watch")
 
 
 def _status_of(run: str, *, cached: bool, json: bool) -> None:

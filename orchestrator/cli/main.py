@@ -15,7 +15,27 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import bench, control, decode, gpu, launch, look, machine, parity, pods, pull, reach
+from orchestrator.cli import (
+    bench,
+    control,
+    data,
+    decode,
+    estimate,
+    export,
+    gpu,
+    halt,
+    launch,
+    look,
+    machine,
+    parity,
+    pods,
+    pull,
+    reach,
+    smoke,
+    verifyresume,
+    watch,
+    why,
+)
 from orchestrator.cli.blocks import block_of, is_usage_error
 from orchestrator.cli.shared import private
 from workloads.contract.errors import ErrorGroup, OrchError
@@ -24,16 +44,22 @@ from workloads.contract.exitcodes import CliExit
 COMMANDS = (
     launch.init,
     launch.launch,
+    estimate.estimate,
     look.status,
     look.logs,
+    why.why,
+    watch.watch,
     control.dump,
-    control.halt,
+    halt.halt,
     control.resume,
     look.runs,
     pull.pull,
+    export.export,
+    smoke.smoke,
     parity.parity,
     bench.bench,
     decode.decode,
+    verifyresume.verify_resume,
     gpu.gpu,
     machine.doctor,
     machine.down,
@@ -53,8 +79,9 @@ def build() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for command in COMMANDS:
-        app.command(command.__name__)(command)
+        app.command(command.__name__.replace("_", "-"))(command)
     app.add_typer(pods.build(), name="pods")
+    app.add_typer(data.build(), name="data")
     return app
 
 

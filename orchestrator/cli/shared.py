@@ -33,6 +33,12 @@ MaybeJob = Annotated[
     str | None,
     typer.Argument(metavar="JOB", help="A recipe's name or a job file.", autocompletion=complete_jobs),
 ]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-config-change", metavar="KEY", help="What may differ from the checkpoint's config; `all`; repeatable."
+    ),
+]
 Ranks = Annotated[list[str] | None, typer.Option("--rank", metavar="K", help="This rank alone; repeatable.")]
 
 
@@ -78,6 +84,22 @@ def whole(text: str, option: str) -> int:
             "E-CLI-004", f"{option} cannot be '{escape(text, 40)}'", value=text, expected="a whole number, 0 or more"
         )
     return int(text)
+
+
+def maybe_whole(text: str | None, option: str) -> int | None:
+    """As `whole`, of an option that may be left away."""
+    return None if text is None else whole(text, option)
+
+
+def maybe_number(text: str | None, option: str, where: str, example: str) -> float | None:
+    """A number of an option of the command `where` that may be left away. `example`: one that can be typed."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise UsageError(
+            "E-CLI-004", f"{option} cannot be '{escape(text, 40)}'", where=where, value=text,
+            expected="a number", fix=f"{option} {example}",
+        ) from None  # fmt: skip
 
 
 def say(*lines: str) -> None:
@@ -185,17 +207,17 @@ def wake_where_asleep(source: Source) -> None:
             hint(f"note: the keeper on pod {source.pod} could not be woken: {e.what}")
 
 
-def wake_if_asleep() -> None:
+def wake_if_asleep(*, replace: bool = False) -> None:
     """Any contact starts a keeper that is missing. Trouble is told, not raised: what was asked is on disk already."""
-    from pods.keeper.client import running
+    from pods.keeper.client import sound
     from workloads.contract.errors import OrchError
 
-    if running(home()) is not None:
+    if sound(home()) is not None and not replace:
         return
     from pods.remote import control
 
     try:
-        control.wake(home(), own_parts)
+        control.wake(home(), own_parts, replace=replace)
     except OrchError as e:
         hint(f"note: the keeper could not be woken: {e.what}")
 

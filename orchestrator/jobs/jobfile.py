@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.jobs.commandname import name_of_command
-from orchestrator.jobs.overrides import Override, apply_overrides, maker, origin, parse_overrides
+from orchestrator.jobs.overrides import Override, apply_overrides, maker, one_more, origin, parse_overrides
 from orchestrator.jobs.rules import LATER, broken_rules
 from pods.speccheck import Subject, check
 from pods.specwords import NAME_IN_WORDS, Broken, slug
@@ -39,9 +39,13 @@ def recipes() -> dict[str, Path]:
 
 
 def load_job(
-    ref: str, *, sets: Sequence[str] = (), name: str | None = None, pods: Sequence[str] = (), cwd: Path
-) -> LoadedJob:
-    """The job in a recipe or a file, with the overrides. SpecError, UsageError, LocalError or a group of them."""
+    ref: str, *, sets: Sequence[str] = (), name: str | None = None, pods: Sequence[str] = (), cwd: Path,
+    synthetic_on_fail: bool = False,
+) -> LoadedJob:  # fmt: skip
+    """The job in a recipe or a file, with the overrides. SpecError, UsageError, LocalError or a group of them.
+
+    synthetic_on_fail: `synthetic` is the last of `data.fallback`, whatever the job says.
+    """
     path, shown = _find(ref, cwd)
     overrides, errors = _overrides(sets, name, pods)
     try:
@@ -54,6 +58,8 @@ def load_job(
     if "name" not in data and name is None and not any(o.path == ("name",) for o in overrides):
         errors.append(_nameless(doc, path))
     data = {"name": slug(path.stem), **data}
+    if synthetic_on_fail:
+        overrides += one_more(data, overrides, ("data", "fallback"), "synthetic", "--synthetic-on-fail")
     return _check(data, overrides, doc, errors, str(path))
 
 

@@ -18,6 +18,7 @@ from orchestrator.jobs.jobfile import LoadedJob
 from orchestrator.jobs.place import choose_pod
 from orchestrator.jobs.plan import LaunchContext, Plan, make_plan
 from orchestrator.jobs.site import LocalSite, Say, Site
+from orchestrator.jobs.start import Asked, find_start
 from orchestrator.runs import index
 from pods.inventory import load_inventory
 from pods.pod import Pod, told
@@ -58,12 +59,14 @@ def prepare(
     home: OrchHome,
     cwd: Path,
     environ: Mapping[str, str],
+    resume: Asked | None = None,
     on_time: OnTime = lambda stage, seconds: None,
     say: Say = lambda text: None,
 ) -> Prepared:
     """The plan of a launch. Reads the inventory, the facts of the pod and the state of the code.
 
-    `say` hears what a long stage does meanwhile, here and in `submit`.
+    `resume`: the checkpoint that the run shall begin with. `say` hears what a long stage does meanwhile, here and in
+    `submit`.
     """
     spec, now, began = loaded.spec, time.time(), time.monotonic()
     chosen = make_run_id(spec.name, now) if run_id is None else _checked_id(run_id, spec.name)
@@ -77,13 +80,14 @@ def prepare(
         site = _far(loaded, name, pod_spec, home, cwd, say)
     try:
         seen = site.survey(chosen)
+        start = find_start(resume, spec, site.pod, home, cwd, far=not pod_spec.local) if resume else None
         context = LaunchContext(
             run_id=chosen, source=loaded.source, created=now, operator=f"{user_name()}@{platform.node()}",
             uid=seen.uid, home=seen.home, tree=seen.tree, cwd=seen.cwd, env=seen.env,
             rank_python=seen.rank_python, orch_python=seen.orch_python, orch_version=_orch_version(),
             code=own_code_state(source_root()) if spec.device is not None else code_state(cwd),
             notes=seen.notes, brings=seen.brings, snapshot=seen.snapshot, where=loaded.where,
-            verdicts=seen.verdicts,
+            verdicts=seen.verdicts, start=start,
         )  # fmt: skip
         plan = make_plan(spec, inventory, {name: seen.facts}, context)
     except BaseException:

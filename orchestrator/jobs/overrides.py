@@ -33,7 +33,7 @@ class Override:
 
     @property
     def where(self) -> str:
-        return f"{self.option} {self.text}"
+        return f"{self.option} {self.text}".rstrip()
 
 
 def parse_overrides(sets: Sequence[str]) -> tuple[list[Override], list[OrchError]]:
@@ -98,6 +98,23 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> d
             inner[override.path[-1]] = copy.deepcopy(override.value)
     raise_all(errors)
     return result
+
+
+def one_more(
+    data: Mapping[str, Any], overrides: Sequence[Override], path: tuple[str, ...], value: str, option: str
+) -> list[Override]:
+    """`option` adds `value` to the list at `path`, as the other overrides leave it; none when it is no list or has it.
+
+    What is no list is for the job's check.
+    """
+    try:
+        now: Any = apply_overrides(data, overrides)
+    except OrchError:  # told where they are put in
+        now = data
+    for part in path:
+        now = now.get(part) if isinstance(now, Mapping) else None
+    now = [] if now is None else now
+    return [Override(path, [*now, value], "", option)] if isinstance(now, list) and value not in now else []
 
 
 def _no_keys_below(override: Override, parent: str) -> UsageError:

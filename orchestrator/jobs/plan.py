@@ -26,6 +26,10 @@ from workloads.contract.rundir import OrchHome
 
 MIN_HOME_MIB = 1024
 MIN_SHM_MIB = 256
+TIGHT_SHARE = 0.5
+"""Of the free disk: more than that for checkpoints alone is told."""
+COPY_SHARE = 0.5
+"""Of the memory that is available: as `workloads.runtime.checkpoint` has it."""
 MIN_PYTHON = (3, 11)
 LOOPBACK = "127.0.0.1"
 _MODULE: Mapping[str, tuple[str, ...]] = {
@@ -33,6 +37,7 @@ _MODULE: Mapping[str, tuple[str, ...]] = {
     "parity": ("-P", "-m", "workloads.parity"),  # the kernels judged are those of the run's tree, whatever lies in cwd
     "bench": ("-P", "-m", "workloads.bench"),
     "decode": ("-P", "-m", "workloads.decode"),
+    "data": ("-P", "-m", "workloads.dataprep"),
 }
 
 
@@ -58,6 +63,7 @@ class LaunchContext:
     snapshot: str | None = None  # id of the code that travels
     where: Where = field(default=lambda path: path, compare=False)
     verdicts: Verdicts = ()  # of parity runs on the pod
+    start: Mapping[str, Any] | None = None  # the checkpoint that the run begins with, as `jobs.start` tells it
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Plan:
             "tree": c.tree,
             "code": {"commit": c.code.commit, "dirty": c.code.dirty, "snapshot": c.snapshot},
             "versions": {"orch": c.orch_version, "python": c.orch_python.version, "ray": c.orch_python.ray},
+            **({"start": dict(c.start)} if c.start else {}),
         }  # fmt: skip
 
     def resolved_config(self) -> dict[str, Any]:
@@ -124,6 +131,7 @@ class Plan:
         )
         return [
             *([self.proof] if self.proof else []),
+            *([self._start(c.start)] if c.start else []),
             *c.brings,
             f"orch's own files are copied to {c.tree}, if they are not there",
             f"the run directory {c.home.runs / c.run_id} is made: from here on the run is submitted",
@@ -133,6 +141,10 @@ class Plan:
             f"{p.ranks} rank{'s are' if p.ranks > 1 else ' is'} started in {c.cwd}: {shlex.join(self.argv)}",
             *self._care(),
         ]
+
+    def _start(self, start: Mapping[str, Any]) -> str:
+        allow = f"; what may differ from its config: {', '.join(start['allow'])}" if start["allow"] else ""
+        return f"the run begins behind step {start['step']} of {start['run']}: {start['checkpoint']}{allow}"
 
     def _care(self) -> list[str]:
         restart = self.spec.restart
@@ -145,15 +157,26 @@ class Plan:
             return [*self._bench(), "an attempt that dies is started again and goes on behind the cases that are done"]
         if self.spec.kind == "decode":
             return [*self._decode(), "an attempt that dies is started again and goes on behind the turns that are done"]
+        if self.spec.kind == "data":
+            return [self._data(), "an attempt that dies is started again; parts that are done are kept"]
         spec, checkpoint = self.spec, self.spec.checkpoint
         when = [f"every {checkpoint.every_steps} steps"] if checkpoint.every_steps else []
         when += [f"every {checkpoint.every_s:g} s"] if checkpoint.every_s else []
         return [
             f"{spec.train.steps} steps of {sizes.short(sizes.tokens_a_step(spec))} tokens train a model of about "
-            f"{sizes.short(sizes.parameters(spec.model))} parameters on {spec.data.source}",
-            f"a checkpoint {' and '.join([*when, 'at the end'])}; the newest {checkpoint.keep} are kept",
+            f"{sizes.short(sizes.parameters(spec.model, spec.data.tokenizer))} parameters on {spec.data.source}",
+            f"a checkpoint {' and '.join([*when, 'at the end'])}; the newest {checkpoint.keep} are kept"
+            f"{self._room(spec)}",
             again,
         ]
+
+    def _room(self, spec: JobSpec) -> str:
+        kept = spec.checkpoint.keep_every
+        more = f", and those of every {kept} steps" if kept else ""
+        return (
+            f"{more}: {sizes.checkpoint_mib(spec)} MiB each, at most {max(1, sizes.checkpoints_mib(spec))} of the "
+            f"{self.facts.home_free_mib} MiB free"
+        )
 
     def _parity(self) -> list[str]:
         asked, gpu = self.spec.parity, self.placement.gpus > 0
@@ -190,6 +213,14 @@ class Plan:
             "a row a turn: text, times, bytes and memory; at the end a summary",
         ]
 
+    def _data(self) -> str:
+        task, data = self.spec.task, self.spec.data
+        if task.kind == "prepare":
+            most = "" if task.max_tokens is None else f"about {sizes.short(task.max_tokens)} tokens of "
+            return f"{most}source {data.source} is tokenized by {data.tokenizer} into hashed shards in {task.out}"
+        long = f"{task.seconds:g} s" + ("" if task.batches is None else f", or {task.batches} batches")
+        return f"source {data.source} is read as a training would, for {long}, and timed"
+
     def render(self) -> str:
         """For a person: no final newline."""
         lines = [f"plan for run {self.run_id} ({self.spec.kind}, from {self.context.source})"]
@@ -221,7 +252,9 @@ def make_plan(spec: JobSpec, inventory: Inventory, facts: Mapping[str, PodFacts]
     argv = spec.command or [context.rank_python.path, *_MODULE[spec.kind]]
     cluster = cluster_id([pod], context.uid, context.home, context.orch_python.ray or "none")
     proof = _proof(spec, placement, pod_spec, here, context)
-    return Plan(spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context), proof)
+    return Plan(
+        spec, context, placement, here, tuple(argv), cluster, _warnings(spec, here, context, placement.ranks), proof
+    )
 
 
 def _proof(
@@ -308,8 +341,24 @@ def _refuse_disk(spec: JobSpec, pod_spec: PodSpec, facts: PodFacts, context: Lau
         )  # fmt: skip
 
 
-def _warnings(spec: JobSpec, facts: PodFacts, context: LaunchContext) -> tuple[str, ...]:
+def _about_checkpoints(spec: JobSpec, facts: PodFacts, ranks: int) -> list[str]:
+    """What is enough now and may not be later, on a disk that others use too; and where copies have no room."""
+    found = []
+    need = sizes.checkpoints_mib(spec)
+    if need > facts.home_free_mib * TIGHT_SHARE:
+        found.append(f"checkpoints will take up to {need} of the {facts.home_free_mib} MiB free: fewer are kept with "
+                     "checkpoint.keep, or with a larger checkpoint.keep_every")  # fmt: skip
+    copies = sizes.copies_mib(spec, ranks)
+    if spec.checkpoint.mode == "async" and copies > facts.ram_available_mib * COPY_SHARE:
+        found.append(f"copies for checkpoint.mode async take {copies} MiB of memory, {facts.ram_available_mib} MiB "
+                     "are available: training will wait for each save (mode sync)")  # fmt: skip
+    return found
+
+
+def _warnings(spec: JobSpec, facts: PodFacts, context: LaunchContext, ranks: int) -> tuple[str, ...]:
     found = list(context.notes)
+    if spec.kind == "train":
+        found += _about_checkpoints(spec, facts, ranks)
     if facts.shm_mib < MIN_SHM_MIB:
         found.append(f"/dev/shm has {facts.shm_mib} MiB free; Ray then uses slower storage (docker run --shm-size=1g)")
     if warmup_beyond_end(spec):

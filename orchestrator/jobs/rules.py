@@ -5,9 +5,8 @@ Each broken rule is a `Broken`; `orchestrator.jobs.jobfile` and the plan put fil
 
 from __future__ import annotations
 
-from orchestrator.jobs.sizes import BYTE_VOCAB
 from pods.specwords import Broken
-from workloads.contract.config.job import JobSpec
+from workloads.contract.config.job import STREAMS, TOKENIZER_SIZES, JobSpec, padded_vocab
 
 RESERVED_ENV = frozenset(
     {
@@ -17,20 +16,15 @@ RESERVED_ENV = frozenset(
 )  # fmt: skip
 FREE_ENV = frozenset({"ORCH_DUMP_SIGNAL"})
 ONLY_FOR = {
-    "model": ("train", "decode"), "data": ("train",), "train": ("train",), "parity": ("parity",), "bench": ("bench",),
-    "decode": ("decode",),
+    "model": ("train", "decode"), "data": ("train", "data"), "train": ("train", "data"), "parity": ("parity",),
+    "bench": ("bench",), "decode": ("decode",), "task": ("data",),
 }  # fmt: skip
 """Parts of a job that only these kinds have."""
 
 LATER = {
-    "health": "health rules of one's own",
-    "logs": "limits of logs",
     "resources.min_ranks": "runs with fewer ranks than asked for",
     "resources.spares": "spare ranks",
     "checkpoint.replicate": "copies of checkpoints on other pods",
-    "data.source=hub": "data from the hub",
-    "data.source=parquet": "Parquet data",
-    "data.source=jsonl": "JSONL data",
     "model.attention.kind=nsa": "native sparse attention",
     "model.attention.kind=decoupled": "decoupled attention",
 }
@@ -79,15 +73,14 @@ def broken_rules(spec: JobSpec, *, shortened: bool = False) -> list[Broken]:
                 spec.checkpoint.every_steps,
             )
         )
-    if spec.model.vocab is not None and spec.model.vocab < BYTE_VOCAB:
-        found.append(_small_vocab(spec.model.vocab))
+    found += _vocab(spec.model.vocab, spec.data.tokenizer)
     if isinstance(spec.resources.ranks, int):
         found += batch_rules(spec, spec.resources.ranks)
     return found
 
 
 def batch_rules(spec: JobSpec, ranks: int) -> list[Broken]:
-    """The global batch must divide evenly over `ranks`, and a rank's share over its micro batches."""
+    """Global batch and virtual shards must divide evenly over `ranks`, and a rank's share over its micro batches."""
     batch, micro = spec.train.global_batch, spec.train.micro_batch
     if batch % ranks:
         low, high = batch // ranks * ranks, (batch // ranks + 1) * ranks
@@ -100,6 +93,10 @@ def batch_rules(spec: JobSpec, ranks: int) -> list[Broken]:
                 batch,
             )
         ]
+    shards = spec.data.shards
+    if spec.data.source in STREAMS and shards % ranks:
+        what, more = "data.shards does not divide over the ranks", (shards // ranks + 1) * ranks
+        return [Broken("data.shards", what, f"a multiple of {ranks} (ranks)", f"shards: {more}", shards)]
     share = batch // ranks
     if micro is not None and share % micro:
         best = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)
@@ -145,14 +142,17 @@ def _decode(spec: JobSpec) -> list[Broken]:
     if spec.decode.weights is not None and "model" in spec.model_fields_set:
         what = "model has no effect beside decode.weights, which bring their own"
         found.append(Broken("model", what, "random weights, or `weights`", "remove `model`"))
-    elif vocab is not None and vocab < BYTE_VOCAB:
-        found.append(_small_vocab(vocab))
+    else:
+        found += _vocab(vocab, "byte")
     return found
 
 
-def _small_vocab(vocab: int) -> Broken:
-    expected = f"at least {BYTE_VOCAB}, the size of the byte tokenizer"
-    return Broken("model.vocab", "model.vocab is too small", expected, f"vocab: {BYTE_VOCAB}", vocab)
+def _vocab(vocab: int | None, tokenizer: str) -> list[Broken]:
+    size = TOKENIZER_SIZES.get(tokenizer, 1)
+    if vocab is None or vocab >= size:
+        return []
+    expected = f"at least {size}, the size of the {tokenizer} tokenizer"
+    return [Broken("model.vocab", "model.vocab is too small", expected, f"vocab: {padded_vocab(size)}", vocab)]
 
 
 def _one_rank(spec: JobSpec) -> list[Broken]:

@@ -130,6 +130,6 @@ def _path(python: str) -> str:
 
 
 def _notes(spec: JobSpec, directory: Path) -> tuple[str, ...]:
-    if spec.kind == "train" and spec.data.path and not (directory / spec.data.path).exists():
+    if spec.kind in ("train", "data") and spec.data.path and not (directory / spec.data.path).exists():
         return (f"data.path {spec.data.path} does not exist here",)
     return ()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.runs.judged import Row, number, read_rows
+from orchestrator.runs.judged import Row, document_head, number, read_rows
 from orchestrator.runs.render import duration, harmless, one_line
 from orchestrator.runs.views import RunView
 from workloads.contract.files import try_read_json
@@ -30,11 +30,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The document of `orch decode --json` and `--out`; every key always present."""
         return {
-            "v": 1,
-            "run": self.view.run.run_id,
-            "pod": self.pod,
-            "state": self.view.state,
-            "reason": self.view.reason,
+            **document_head(self.view, self.pod),
             "summary": None if self.summary is None else dict(self.summary),
             "dir": str(self.view.run.path),
             "turns": [dict(r) for r in self.rows],

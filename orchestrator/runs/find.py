@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from orchestrator.runs.index import IndexRow, list_runs
 from workloads.contract.errors import UsageError, escape
+from workloads.contract.process import marked
 from workloads.contract.rundir import OrchHome, RunDir
 
 LATEST = "latest"
@@ -22,7 +23,7 @@ def resolve(home: OrchHome, ref: str) -> RunDir:
 
 
 def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
-    """The one row of `rows` (newest first) that `ref` names; pure."""
+    """The one row of `rows` (newest first) that `ref` names. Reads /proc where a directory is gone."""
     here = [row for row in rows if row.present]
     found = _matches(here, ref)
     if len(found) == 1:
@@ -35,10 +36,7 @@ def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
         )  # fmt: skip
     gone = _matches([row for row in rows if not row.present], ref)
     if gone:
-        raise UsageError(
-            "E-RUN-003", f"the directory of run {gone[0].run} is gone", value=ref,
-            fix="`orch runs --rebuild` forgets runs whose directory is gone",
-        )  # fmt: skip
+        raise _gone(gone[0], ref)
     if not here:
         raise UsageError("E-RUN-004", "there is no run yet", value=ref, fix="orch launch tiny")
     raise UsageError(
@@ -48,6 +46,15 @@ def pick(rows: Sequence[IndexRow], ref: str) -> IndexRow:
         did_you_mean=_nearest(here, ref),
         fix="`orch runs` lists all",
     )
+
+
+def _gone(row: IndexRow, ref: str) -> UsageError:
+    """Where its processes live on without the directory nobody but a person ends them."""
+    what, pids = f"the directory of run {row.run} is gone", [str(p.pid) for p in marked(row.run)]
+    if pids:
+        fix = f"kill -9 {' '.join(pids)}   (nothing of it can be saved any more)"
+        return UsageError("E-RUN-003", f"{what}, and its processes live", value=ref, fix=fix)
+    return UsageError("E-RUN-003", what, value=ref, fix="`orch runs --rebuild` forgets runs whose directory is gone")
 
 
 def _matches(rows: Sequence[IndexRow], ref: str) -> list[IndexRow]:

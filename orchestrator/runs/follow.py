@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.runs.events import read_events
 from orchestrator.runs.health import outcome
 from orchestrator.runs.logs import last_lines
 from orchestrator.runs.mirror import floor_of
@@ -28,6 +29,8 @@ from workloads.contract.rundir import RunDir
 from workloads.contract.states import RunState
 
 DEAD_RANK_LINES = 30
+MAX_STAYED = 64
+MAX_HELD_CHARS = 400
 VERDICT_S = 90.0  # contracts: the verdict comes within 90 s of the last kill
 UNCONFIRMED_S = 15.0  # a supervisor that was killed comes back in about 2 s
 EXIT_OF = {
@@ -80,6 +83,25 @@ class Stopped:
     timed_out: bool
     acks: dict[int, HaltAck]
     waited: bool = True
+    stayed: tuple[int, ...] = ()  # processes that nothing could end, as the supervisor's verdict names them
+    held: tuple[str, ...] = ()  # sentences of that verdict about GPU memory that did not come back
+
+    @property
+    def words(self) -> str:
+        """How it ended, in a few words."""
+        if self.timed_out:
+            living = [r.rank for r in self.view.ranks if not r.ended]
+            return f"not seen to stop: rank {', '.join(map(str, living[:8]))}{', ...' if len(living) > 8 else ''}"
+        if not self.confirmed:
+            return "all ranks stopped; the supervisor will confirm" if self.waited else f"asked; {self.view.words}"
+        if not self.waited:
+            return f"had ended before: {self.view.state}"
+        steps = sorted({ack.step for ack in self.acks.values()})
+        at = f" at step {', '.join(map(str, steps))}" if steps else ""
+        left = f"; pid {', '.join(map(str, self.stayed))} stayed" if self.stayed else ""
+        left += f"; {'; '.join(map(harmless, self.held))}" if self.held else ""
+        left = left or ", clean"
+        return f"{self.view.state}{at}{left if self.view.state == RunState.HALTED else ''}"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -87,6 +109,8 @@ class Stopped:
             "state": self.view.state,
             "reason": self.view.reason,
             "confirmed": self.confirmed,
+            "stayed": list(self.stayed),
+            "gpu_memory": list(self.held),
             "ranks": [self._rank(r) for r in self.view.ranks],
         }
 
@@ -103,7 +127,8 @@ class Stopped:
     def lines(self) -> list[str]:
         """For a person: the state, and where every rank stopped."""
         if self.timed_out:
-            head = "has not stopped in time; the ranks named below still live"
+            blind = self.view.sight is not None and self.view.sight.reachable is not True
+            head = f"was not seen to stop ({self.view.words})" if blind else "has not stopped in time"
         elif self.confirmed:
             head = self.view.state if self.waited else f"had ended before: {self.view.state}"
         elif not self.waited:
@@ -111,8 +136,9 @@ class Stopped:
         else:
             head = "all ranks stopped; the supervisor will confirm"
         lines = [f"{self.view.run.run_id}  {head}"]
-        for row in map(self._rank, self.view.ranks):
-            told = row["outcome"] or "lives"
+        for rank in self.view.ranks:
+            row = self._rank(rank)
+            told = row["outcome"] or f"{rank.health.value} ({rank.verdict.why})"
             if row["step"] is not None:
                 told += f", stopped at step {row['step']}"
             if row["checkpoint"]:
@@ -120,7 +146,9 @@ class Stopped:
             if row["hash"]:
                 told += f", sha256 {str(row['hash'])[:16]}"
             lines.append(f"  rank {row['rank']}: {harmless(told)}")
-        return lines
+        if self.stayed:
+            lines.append(f"  these processes stayed: pid {', '.join(map(str, self.stayed))}")
+        return lines + [f"  GPU memory: {harmless(words)}" for words in self.held]
 
 
 def halt_limit_s(view: RunView, *, now: bool) -> float:
@@ -142,7 +170,8 @@ def wait_stopped(run: RunDir | Source, live: Live, *, limit_s: float) -> Stopped
     for view in watch(run, live, seen=last_seq(as_source(run).run)):
         now = time.monotonic()
         if view.over or now > deadline:
-            return Stopped(view, view.over, not view.over and not _all_ended(view), _acks(view))
+            late = not view.over and not _all_ended(view)
+            return Stopped(view, view.over, late, _acks(view), stayed=_stayed(view), held=_held(view))
         if not _all_ended(view) or view.supervised:
             quiet_since = None
         elif quiet_since is None:
@@ -155,11 +184,28 @@ def wait_stopped(run: RunDir | Source, live: Live, *, limit_s: float) -> Stopped
 def not_waited(run: RunDir | Source) -> Stopped:
     """How it stands now: for a run that had ended before, or that was only asked."""
     view = as_source(run).view()
-    return Stopped(view, view.ended, False, _acks(view), waited=False)
+    return Stopped(view, view.ended, False, _acks(view), waited=False, stayed=_stayed(view), held=_held(view))
 
 
 def _all_ended(view: RunView) -> bool:
     return bool(view.ranks) and all(r.ended for r in view.ranks)
+
+
+def _stayed(view: RunView) -> tuple[int, ...]:
+    """What the verdict of this attempt's halt names; nothing without one, or where it says `clean`."""
+    return tuple(p for p in _verdict(view, "stayed") if type(p) is int)[:MAX_STAYED]
+
+
+def _held(view: RunView) -> tuple[str, ...]:
+    return tuple(words[:MAX_HELD_CHARS] for words in _verdict(view, "gpu") if isinstance(words, str))[:MAX_STAYED]
+
+
+def _verdict(view: RunView, key: str) -> list[Any]:
+    if view.state != RunState.HALTED:
+        return []
+    verdicts = [e for e in read_events(view.run) if e.what == "verdict" and e.attempt == view.attempt]
+    found = verdicts[-1].data.get(key) if verdicts else None
+    return found if isinstance(found, list) else []
 
 
 def _acks(view: RunView) -> dict[int, HaltAck]:

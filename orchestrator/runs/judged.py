@@ -53,11 +53,7 @@ class Judged:
         """For `--json`, every key always present. counted: what a row is called; asked: keys of what was asked for."""
         d, verdict = self.data, self.verdict
         return {
-            "v": 1,
-            "run": self.view.run.run_id,
-            "pod": self.pod,
-            "state": self.view.state,
-            "reason": self.view.reason,
+            **document_head(self.view, self.pod),
             "verdict": verdict.verdict if verdict else None,
             "why": verdict.why if verdict else None,
             counted: len(self.rows),
@@ -104,6 +100,11 @@ def rows_in(data: bytes) -> tuple[Row, ...]:
 
 def _is_no_number(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def document_head(view: RunView, pod: str) -> dict[str, Any]:
+    """What the `--json` document of a run that was asked something begins with."""
+    return {"v": 1, "run": view.run.run_id, "pod": pod, "state": view.state, "reason": view.reason}
 
 
 def wrong_so_far(path: Path) -> int:

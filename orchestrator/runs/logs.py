@@ -25,14 +25,15 @@ _HEAD = "Traceback (most recent call last)"
 _NEWS = re.compile(
     r"Traceback \(most recent call last\)|Fatal Python error|Segmentation fault|[Oo]ut of memory|\bKilled\b|\bpanic\b"
     r"|\b(ERROR|CRITICAL|FATAL|WARNING)\b|(Error|Exception|Warning)(: |$)"
-    r"|(CUDA|NCCL|cuDNN)\b.{0,40}\b(error|WARN|failure)",
+    r"|(CUDA|NCCL|cuDNN)\b.{0,40}\b(error|WARN|failure)"
+    r"|^(\S{1,40}: )?(error|warning|fatal)(\[[\w-]+\])?: ",
 )
 
 
 # one of these is in every line that is news: looking for them first is 20 times as fast as the pattern
 _HINTS = (
     "Traceback", "Fatal", "Segmentation", "ut of memory", "Killed", "panic", "ERROR", "CRITICAL", "FATAL", "WARNING",
-    "Error", "Exception", "Warning", "CUDA", "NCCL", "cuDNN",
+    "Error", "Exception", "Warning", "CUDA", "NCCL", "cuDNN", "error: ", "error[", "warning: ", "fatal: ",
 )  # fmt: skip
 
 
@@ -56,10 +57,12 @@ def _names(folder: Path) -> list[str]:
 
 @dataclass
 class LogReader:
-    """Whole lines of one growing file. `offset` is where the next read begins."""
+    """Whole lines of one growing file. `offset` is where the next read begins; `ends`: lines keep their newline, so
+    that all that is read together is what the file holds."""
 
     path: Path
     offset: int = 0
+    ends: bool = False
     _inode: int = -1
     _rest: bytes = field(default=b"", repr=False)
 
@@ -69,7 +72,7 @@ class LogReader:
         return self.offset - len(self._rest)
 
     def read(self, *, final: bool = False, limit: int = CHUNK_BYTES) -> list[bytes]:
-        """Lines completed since the last call, without newlines. `final` also gives a last line without end.
+        """Lines completed since the last call. `final` also gives a last line without end.
 
         At most `limit` bytes are read a call; with the default an empty answer means that there is nothing new. A
         line longer than `MAX_LINE_BYTES` is given in pieces.
@@ -79,7 +82,7 @@ class LogReader:
             return []
         buffer = self._rest + data
         cut = buffer.rfind(b"\n") + 1
-        lines, self._rest = buffer[:cut].split(b"\n")[:-1], buffer[cut:]
+        lines, self._rest = _split(buffer[:cut], self.ends), buffer[cut:]
         at_end = final and not lines and len(data) < limit
         if self._rest and (at_end or len(self._rest) > MAX_LINE_BYTES):
             lines, self._rest = [*lines, self._rest], b""
@@ -97,11 +100,28 @@ class LogReader:
             if self._inode not in (-1, st.st_ino) or st.st_size < self.offset:
                 self.offset, self._rest = 0, b""  # replaced or truncated
             self._inode = st.st_ino
-            data = os.pread(fd, limit, self.offset)
+            data = os.pread(fd, self._up_to_a_hole(fd, limit), self.offset)
             self.offset += len(data)
             return data
         finally:
             os.close(fd)
+
+    def _up_to_a_hole(self, fd: int, limit: int) -> int:
+        """How much to read. What was dropped of a log reads as zeros, gigabytes of them: it is passed over."""
+        try:
+            data_at = os.lseek(fd, self.offset, os.SEEK_DATA)
+            hole_at = os.lseek(fd, data_at, os.SEEK_HOLE)
+        except OSError:  # at the end, or a file system that cannot tell
+            return limit
+        if data_at > self.offset:
+            self.offset, self._rest = data_at, b""
+        return min(limit, hole_at - data_at)
+
+
+def _split(data: bytes, ends: bool) -> list[bytes]:
+    """The lines of `data`, which ends with one."""
+    lines = data.split(b"\n")[:-1]
+    return [line + b"\n" for line in lines] if ends else lines
 
 
 def tail_offset(path: Path, lines: int) -> int:
@@ -131,9 +151,9 @@ def last_lines(path: Path, lines: int, floor: int = 0) -> list[str]:
     return [decode(line) for line in found[-lines:]]
 
 
-def iter_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
+def iter_lines(path: Path, offset: int = 0, *, ends: bool = False) -> Iterator[bytes]:
     """Every line that is there now, from `offset`."""
-    reader = LogReader(path, offset=offset)
+    reader = LogReader(path, offset=offset, ends=ends)
     while new := reader.read(final=True):
         yield from new
 

@@ -134,7 +134,7 @@ def print_logs(chosen: Selection) -> None:
     """What is here now."""
     printer = _Printer(chosen)
     for rank, start in chosen.starts.items():
-        for line in iter_lines(chosen.run.rank_log(rank), start):
+        for line in iter_lines(chosen.run.rank_log(rank), start, ends=chosen.raw):
             printer.line(rank, line)
     printer.flush()
 
@@ -146,7 +146,7 @@ def follow_logs(chosen: Selection) -> None:
         print(text.strip(), file=sys.stderr)
 
     printer, source = _Printer(chosen), chosen.source
-    readers = {k: LogReader(chosen.run.rank_log(k), offset=at) for k, at in chosen.starts.items()}
+    readers = {k: LogReader(chosen.run.rank_log(k), at, chosen.raw) for k, at in chosen.starts.items()}
     waker, contact, silence = waker_of(source), Contact(source, say), _Silence(say)
     while True:
         more = contact.refresh("status", chosen.names())
@@ -191,7 +191,7 @@ class _Silence:
 
 
 class _Printer:
-    """Writes lines to stdout: harmless text, or with `raw` the bytes themselves."""
+    """Writes lines to stdout: harmless text, or with `raw` the bytes themselves, with their own ends."""
 
     def __init__(self, chosen: Selection) -> None:
         self.chosen = chosen
@@ -200,7 +200,8 @@ class _Printer:
     def line(self, rank: int, line: bytes) -> None:
         prefix = self.chosen.prefix(rank)
         if self.bytes is not None:
-            self.bytes.write(prefix.encode() + line + b"\n")
+            end = b"" if not prefix or line.endswith(b"\n") else b"\n"  # of one rank: byte for byte
+            self.bytes.write(prefix.encode() + line + end)
             return
         for part in harmless(decode(line.removesuffix(b"\r"))).split("\n"):
             sys.stdout.write(f"{prefix}{part}\n")

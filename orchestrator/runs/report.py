@@ -46,8 +46,10 @@ def runs_table(views: Sequence[RunView], width: int = 0) -> str:
         told.append(line)
         if view.sight is not None and _is_lost(view):
             told.append(clip(f"    {one_line(view.sight.words)}", width))
-        if view.reason and view.state not in SPEAKS_FOR_ITSELF:
+        if view.reason and (view.state not in SPEAKS_FOR_ITSELF or view.findings):
             told.append(clip(f"    {one_line(view.reason)}", width))
+        if view.stand_in:
+            told.append(clip(f"    {one_line(view.stand_in)}", width))
     return "\n".join(told)
 
 
@@ -97,6 +99,7 @@ def _head(v: RunView) -> list[str]:
         ("pods", f"{', '.join(v.pods) or '-'}, {v.world_size or '-'} rank{'' if v.world_size == 1 else 's'}"),
         ("step", progress(v.figure("step"), v.figure("steps"))),
         ("loss", figure(v.figure("loss"))),
+        *((("held-out", figure(v.figure("eval_loss"))),) if v.figure("eval_loss") is not None else ()),
         ("tokens/s", figure(v.figure("toks_per_s"), 3)),
         ("eta", "-" if v.stale_s is not None else duration(v.eta_s)),
         ("last beat", ago(_later(v.last_beat_age_s, v))),
@@ -104,6 +107,8 @@ def _head(v: RunView) -> list[str]:
     ]
     if v.status and v.status.behind:
         facts.append(("behind", ", ".join(v.status.behind)))
+    if v.stand_in:
+        facts.append(("data", v.stand_in))
     if v.halt_asked and not v.ended:
         facts.append(("halt", "asked for"))
     facts += _places(v)
@@ -168,7 +173,9 @@ def _events(events: Sequence[Event]) -> list[str]:
 def event_words(e: Event) -> str:
     """One event in one line."""
     change = f"{e.frm} -> {e.to}" if e.frm and e.to else (e.to or "")
-    head = change if e.what == "state" and change else " ".join(filter(None, (e.what, change)))
+    rule, rung = (str(e.data.get(k, "")) for k in ("rule", "rung"))
+    of = f"{rule} [{rung}]" if rung else rule
+    head = change if e.what == "state" and change else " ".join(filter(None, (e.what, change or of)))
     return one_line(f"{head}: {e.why}" if e.why else head)
 
 
@@ -197,6 +204,7 @@ _JUDGED = {
     "parity": ("its verdict, cell by cell", "stop it between two cells", "judge the rest"),
     "bench": ("its table, case by case", "stop it between two cases", "measure the rest"),
     "decode": ("what was said, and the figures", "stop it; answered turns are kept", "answer the rest"),
+    "data": ("what was found, or made", "stop it; parts that are done are kept", "go on with the rest"),
 }
 """What is said of the end, a halt and a resume of the kinds that have a command of their own."""
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import calendar
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -55,67 +57,86 @@ def start_of(run: RunDir, rank: int, moment: float | None, attempt: int) -> tupl
         return 0, None
     if moment is not None and st.st_mtime < moment:
         return st.st_size, None
-    beats = _all_beats(run, rank)
     if moment is None:
-        first = next((b.ts for b in beats if b.attempt >= attempt), None)
+        first = next((b.ts for b in _beats(run, rank) if b.attempt >= attempt), None)
         if first is None and attempt > 1:
             return 0, f"rank {rank} has no heartbeat of attempt {attempt}: its whole log is shown"
         moment = first if first is not None else 0.0
-    older = [b for b in beats if b.ts < moment]
-    if not older and (beats or moment == 0.0):
+    past = Past.of(_beats(run, rank), moment)
+    if not past.older and (past.any or moment == 0.0):
         return 0, None  # it began after the moment
-    place = place_of(list(_step_lines(path)), beats, moment)
+    place = _place(_step_lines(path), past)
     if place is None:
         return 0, f"rank {rank} prints no steps by which the time could be found: its whole log is shown"
     return place, None
 
 
-def place_of(lines: Sequence[tuple[int, int]], beats: Sequence[Beat], moment: float) -> int | None:
+@dataclass
+class Past:
+    """What heartbeats say of a moment; a run has millions of them, so they are gone through once."""
+
+    any: bool = False
+    older: bool = False
+    last: tuple[int, int] | None = None  # (attempt, step) of the newest step beaten before the moment
+    later: int = 0  # attempts after that one which made steps
+
+    @classmethod
+    def of(cls, beats: Iterable[Beat], moment: float) -> Past:
+        past, attempts = cls(), set[int]()
+        for beat in beats:
+            past.any = True
+            past.older = past.older or beat.ts < moment
+            step = beat.get("step")
+            if step is not None:
+                attempts.add(beat.attempt)
+                if beat.ts < moment:
+                    past.last = (beat.attempt, step)
+        past.later = sum(past.last is not None and a > past.last[0] for a in attempts)
+        return past
+
+
+def place_of(lines: Iterable[tuple[int, int]], beats: Iterable[Beat], moment: float) -> int | None:
     """The offset after the line of the newest step beaten before `moment`; None when it cannot be told. Pure.
 
     `lines`: (offset after the line, step) of every step line. A restart repeats steps, so the log is cut into
     stretches where the step falls, and as many stretches as there were later attempts are left out from its end.
     """
-    done = [b for b in beats if b.ts < moment and b.get("step") is not None]
-    if not done or not lines:
+    return _place(lines, Past.of(beats, moment))
+
+
+def _place(lines: Iterable[tuple[int, int]], past: Past) -> int | None:
+    if past.last is None:
         return None
-    last = done[-1]
-    later = {b.attempt for b in beats if b.attempt > last.attempt and b.get("step") is not None}
-    falls = [i for i in range(1, len(lines)) if lines[i][1] <= lines[i - 1][1]]
-    if len(falls) < len(later):
-        return _first_at(lines, last.get("step"))  # the stretches cannot be told apart: rather too much than too little
-    end = falls[len(falls) - len(later)] if later else len(lines)
-    return max((offset for offset, step in lines[:end] if step <= last.get("step")), default=0)
-
-
-def _first_at(lines: Sequence[tuple[int, int]], step: int) -> int:
-    """The earliest place at which `step` may have been passed."""
-    before = 0
+    step, best, stretches = past.last[1], 0, deque[int]()  # best: of the stretches that are certainly before the moment
+    before: int | None = None
+    earliest, passed = 0, False
     for offset, found in lines:
-        if found > step:
-            break
-        before = offset
-        if found == step:
-            break
-    return before
+        if before is None or found <= before:
+            stretches.append(0)
+            if len(stretches) > past.later + 1:
+                best = max(best, stretches.popleft())
+        before = found
+        if found <= step:
+            stretches[-1] = offset
+        if not passed:  # the earliest place at which `step` may have been reached
+            earliest = offset if found <= step else earliest
+            passed = found >= step
+    if before is None:
+        return None
+    if len(stretches) <= past.later:
+        return earliest  # the stretches cannot be told apart: rather too much than too little
+    return max(best, stretches[0])
 
 
-def _all_beats(run: RunDir, rank: int) -> list[Beat]:
-    reader = BeatReader(run.heartbeat(rank), rank)
-    beats: list[Beat] = []
-    while new := reader.read():
-        beats += new
-    return beats
+def _beats(run: RunDir, rank: int) -> Iterator[Beat]:
+    return BeatReader(run.heartbeat(rank), rank).stream()
 
 
 def _step_lines(path: Path) -> Iterator[tuple[int, int]]:
-    reader = LogReader(path)
-    while True:
-        offset = reader.position
-        new = reader.read()
-        if not new:
-            return
+    reader = LogReader(path, ends=True)
+    while new := reader.read():
+        offset = reader.position - sum(map(len, new))
         for line in new:
-            offset += len(line) + 1
+            offset += len(line)
             if m := _STEP.match(line):
                 yield offset, int(m[1])

@@ -157,6 +157,7 @@ class FarSource:
             done = sync(self.home, self.far_pod(), asks, budget=self._budget)
         except OrchError as e:
             self.reachable, self.error = False, e
+            self._budget = max(self._budget // 2, MIN_BUDGET_BYTES)  # over a bad link less arrives whole at a time
             raise
         self.reachable, self.error = True, None
         self.size_bytes += done.size_bytes

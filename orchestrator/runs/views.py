@@ -16,8 +16,9 @@ from orchestrator.runs.reading import record_of
 from orchestrator.runs.render import brief, clock
 from workloads.contract.beats import Beat, BeatReader
 from workloads.contract.files import try_read_json
+from workloads.contract.jobchanges import job_of
 from workloads.contract.process import ProcId, boot_id
-from workloads.contract.records import RankRecord, Status
+from workloads.contract.records import RankRecord, Status, as_wire
 from workloads.contract.rundir import OrchHome, RunDir, step_of_checkpoint
 from workloads.contract.states import ENDED, Phase, RankHealth, RunState
 
@@ -87,7 +88,7 @@ class RunView:
     status: Status | None
     ranks: tuple[RankView, ...]
     supervised: bool
-    asleep: str | None  # before the first status: what the keeper is doing
+    asleep: str | None  # without a supervisor: what the keeper is doing, or what keeps it from its work
     halt_asked: bool
     checkpoint: int | None  # step of the newest checkpoint that has a manifest (not verified here)
     sight: Sight | None = None  # None: the run lies on this machine
@@ -113,7 +114,14 @@ class RunView:
             return ""
         if self.status is None:
             return NOT_STARTED + (f" ({self.asleep})" if self.asleep else "")
+        if self.asleep and not self.ended and not self.supervised:
+            return f"{self.status.reason}; {self.asleep}" if self.status.reason else self.asleep
         return self.status.reason
+
+    @property
+    def findings(self) -> int:
+        """Open findings of health, as its supervisor told."""
+        return 0 if self.status is None or self.ended else self.status.findings or 0
 
     @property
     def stale_s(self) -> float | None:
@@ -147,6 +155,22 @@ class RunView:
         """
         told = (b.get(name) for r in self.ranks for b in reversed(r.beats))
         return next((value for value in told if value is not None), getattr(self.status, name, None))
+
+    @property
+    def stand_in(self) -> str:
+        """`TRAINS ON synthetic (rank 0), NOT ON hub` where a fallback took the place of the job's data, else ""."""
+        job = self.info.get("job")
+        data = job.get("data") if isinstance(job, dict) else None
+        asked = data.get("source") if isinstance(data, dict) else None
+        if asked not in ("jsonl", "parquet", "hub") or self.ended:
+            return ""
+        found: dict[str, list[str]] = {}
+        for r in self.ranks:
+            told = next((b.get("data_source") for b in reversed(r.beats) if b.get("data_source")), asked)
+            if told != asked:
+                found.setdefault(str(told), []).append(str(r.rank))
+        who = "; ".join(f"{told} (rank{'s' * (len(ranks) > 1)} {', '.join(ranks)})" for told, ranks in found.items())
+        return f"TRAINS ON {who}, NOT ON {asked}" if who else ""
 
     @property
     def last_beat_age_s(self) -> float | None:
@@ -226,13 +250,15 @@ def snapshot(run: RunDir, now: float, sight: Sight | None = None) -> RunView:
     info = try_read_json(run.run_json) or {}
     status = read_status(run)
     attempt = status.attempt if status else _newest_attempt(run)
+    if "job" in info:
+        info = info | {"job": job_of(run, attempt, info)}
     world = world_size_of(info)
     pod_of = _pods_by_rank(info)
     eyes = _here if sight is None else _there(sight)
     ranks = tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now, eyes) for k in range(world)) if attempt else ()
     if sight is None:
         supervised = _lives(status.supervisor if status else None)
-        asleep = _keeper_words(run, now) if status is None else None
+        asleep = None if supervised or (status and status.state in ENDED) else _asleep(run, status, now)
     else:
         supervised, asleep = sight.observed.get("supervised") is True, sight.observed.get("asleep")
     return RunView(
@@ -344,10 +370,10 @@ def _lives(supervisor: dict[str, Any] | None) -> bool:
         return False
 
 
-def _keeper_words(run: RunDir, now: float) -> str:
-    from pods.remote.observe import keeper_words
+def _asleep(run: RunDir, status: Status | None, now: float) -> str | None:
+    from pods.remote.observe import asleep
 
-    return keeper_words(home_of(run), run, now)
+    return asleep(home_of(run), run, as_wire(status) if status else None, now)
 
 
 def newest_checkpoint(run: RunDir) -> int | None:

@@ -78,6 +78,8 @@ def pulse(view: RunView) -> str:
         done = f"token {progress(step, view.figure('steps'))}"
         rate = f"{figure(view.figure('toks_per_s'), 3)} tokens/s"
         return one_line(f"{view.words} | {done} | {rate} | eta {duration(view.eta_s)}")
+    if view.info.get("kind") == "data":
+        return one_line(" | ".join([view.words, *data_words(view)]))
     parts = [
         view.words,
         f"step {progress(step, view.figure('steps'))}",
@@ -86,6 +88,23 @@ def pulse(view: RunView) -> str:
         f"eta {duration(view.eta_s)}",
     ]
     return one_line(" | ".join(parts))
+
+
+def data_words(view: RunView) -> list[str]:
+    """How far a run of kind `data` is: a bar where the end is known, documents, tokens and their rate."""
+    tokens, most, documents = (view.figure(name) for name in ("step", "steps", "documents"))
+    known = isinstance(tokens, int) and isinstance(most, int) and most > 0
+    told = [bar(tokens / most)] if known and isinstance(tokens, int) and isinstance(most, int) else []
+    told += [f"{documents} documents"] if documents is not None else []
+    told += [f"{figure(tokens, 3)} tokens", f"{figure(view.figure('toks_per_s'), 3)} tokens/s"]
+    return [*told, f"eta {duration(view.eta_s)}"] if known else told
+
+
+def bar(share: float, cells: int = 20) -> str:
+    """`[######--------------]  30 %`"""
+    share = min(max(share, 0.0), 1.0)
+    full = int(share * cells)
+    return f"[{'#' * full}{'-' * (cells - full)}] {share * 100:3.0f} %"
 
 
 def watch(run: RunDir | Source, live: Live, *, seen: int = -1) -> Iterator[RunView]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.supervisor.actor import Supervisor
-from orchestrator.supervisor.gang import NAMESPACE, worker_env
+from orchestrator.supervisor.raynames import NAMESPACE, worker_env
 from orchestrator.supervisor.spec import parse_spec
 from workloads.contract.errors import OrchError
 from workloads.contract.files import read_json

@@ -6,7 +6,6 @@ It holds `supervisor.lock`, runs the engine in a thread twice a second, and goes
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -19,8 +18,8 @@ from orchestrator.supervisor.engine import Engine
 from orchestrator.supervisor.gang import RayGang
 from orchestrator.supervisor.journal import Journal, submission
 from orchestrator.supervisor.leftovers import sweep_leftovers
+from orchestrator.supervisor.lock import take_lock
 from orchestrator.supervisor.spec import parse_spec
-from workloads.contract.errors import ConflictError
 from workloads.contract.files import read_json
 from workloads.contract.rundir import OrchHome, RunDir
 
@@ -28,30 +27,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 STARTING_TICK_S = 0.1  # a person waits
-LOCK_WAIT_S = 15.0
 LOG_BYTES = 2 << 20
 GIVE_UP_LEAVING_S = 60.0
-
-
-def take_lock(path: Path, wait_s: float = LOCK_WAIT_S) -> int:
-    """The descriptor that holds supervisor.lock. ConflictError when somebody still holds it after `wait_s`.
-
-    A predecessor that was killed frees it at once; a keeper that looks holds it for an instant.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            os.close(fd)
-            raise ConflictError(
-                "E-SUP-001", "another supervisor of this run lives", where=str(path), fix="wait until it has ended"
-            ) from None
-        return fd
 
 
 class Supervisor:
@@ -67,7 +44,7 @@ class Supervisor:
         journal.once(f"submission:{n}", f"supervisor started: {why or 'by hand'}", n=n, pid=os.getpid())
         if journal.memory.state is None:
             journal.event("stage", data={"stage": "supervisor", "seconds": _age_s(spec.created)}, attempt=1)
-        spec_now = spec.with_code(journal.memory.tree, journal.memory.argv)
+        spec_now = spec.resumed(journal.memory)
         self.engine = Engine(spec, self.run, RayGang(spec_now, self.run), journal)
         self._thread = threading.Thread(target=self._care, name="care", daemon=True)
         self._thread.start()

@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.health.facts import PodFacts, RankFacts
 from orchestrator.supervisor.hands import Hands, busy_devices, free_port, gpu_uuids
 from orchestrator.supervisor.observe import Figures, PodEye
 from orchestrator.supervisor.seen import RankSeen
 from pods.keeper.client import running
+from pods.remote import gpueye, gpuheld
 from workloads.contract.errors import OrchError
 from workloads.contract.rundir import OrchHome
 
@@ -67,7 +69,17 @@ class PodAgent:
         return self._devices
 
     def busy(self) -> dict[str, str]:
-        return busy_devices(self.devices())
+        """Our devices that somebody leases -> who, and those whose memory somebody holds -> a sentence."""
+        leased = busy_devices(self.devices())
+        return gpuheld.held([d for d in self.devices() if d not in leased], gpueye.shared()) | leased
+
+    def gpu_used(self) -> dict[str, float]:
+        """MiB used on each of our devices."""
+        return gpuheld.used(self.devices(), gpueye.shared())
+
+    def gpu_left(self, before: Mapping[str, float]) -> list[str]:
+        """What of their memory did not come back, a sentence each; waits for it up to 10 s."""
+        return gpuheld.gpu_memory_back(self.devices(), before, gpueye.shared())
 
     def free_port(self) -> int:
         return free_port()
@@ -80,9 +92,10 @@ class PodAgent:
         with _plain_errors():
             return self.hands.sweep(mark)
 
-    def look(self, attempt: int) -> tuple[list[RankSeen], Figures, int]:
-        """(ranks, figures, best step) of this pod."""
-        return self.eye.look(attempt), self.eye.figures(), self.eye.best_step()
+    def look(self, attempt: int) -> tuple[list[RankSeen], Figures, int, list[RankFacts], PodFacts]:
+        """(ranks, figures, best step, health of the ranks, health of the pod)."""
+        ranks = self.eye.look(attempt)
+        return ranks, self.eye.figures(), self.eye.best_step(), *self.eye.facts(time.monotonic())
 
     def strays(self) -> tuple[int, ...]:
         return self.eye.strays()

@@ -15,6 +15,7 @@ from orchestrator.supervisor.orders import make_orders
 from orchestrator.supervisor.spec import RunSpec
 from workloads.contract.beats import BEAT_VERSION, parse_beat
 from workloads.contract.files import append_line, atomic_write, atomic_write_json, read_tail, try_read_json
+from workloads.contract.jobchanges import changed
 from workloads.contract.records import RunVerdict, V, as_wire, from_wire
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import Phase
@@ -23,9 +24,13 @@ from workloads.contract.states import Phase
 def write_attempt(
     spec: RunSpec, run: RunDir, *, attempt: int, port: int, devices: Mapping[str, Sequence[str]], now: float
 ) -> None:
-    """Epoch, then every order. Raises OSError; nothing was started then."""
-    run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Epoch, the job where resumes changed it, then every order. Raises OSError; nothing was started then."""
+    run.run_json.stat()  # a run directory that went away is waited for, not made again
+    run.attempt_dir(attempt).mkdir(exist_ok=True, mode=0o700)  # no parents: a run directory that is away stays away
     atomic_write(run.epoch, f"{attempt}\n".encode())
+    if spec.changes:
+        own = {"v": V, "attempt": attempt, "changes": dict(spec.changes), "job": changed(spec.job, spec.changes)}
+        atomic_write_json(run.attempt_job(attempt), own)
     for order in make_orders(spec, run, attempt=attempt, port=port, devices=devices, start=now):
         atomic_write_json(run.rank_order(attempt, order.rank), as_wire(order))
 

@@ -34,7 +34,7 @@ def holders(home: OrchHome, spec: RunSpec) -> list[Holder]:
         if path.name == spec.run_id or not RUN_ID_PATTERN.fullmatch(path.name):
             continue
         run = home.run(path.name)
-        state = (try_read_json(run.status) or {}).get("state", RunState.QUEUED)
+        state = str((try_read_json(run.status) or {}).get("state", RunState.QUEUED.value))
         if state in ENDED:
             continue
         try:
@@ -42,7 +42,7 @@ def holders(home: OrchHome, spec: RunSpec) -> list[Holder]:
         except IntegrityError:
             continue
         if other.cluster == spec.cluster:
-            found.append((other.created, Holder(path.name, str(state), {p.name: other.bundle(p) for p in other.pods})))
+            found.append((other.created, Holder(path.name, state, {p.name: other.bundle(p) for p in other.pods})))
     return [holder for _, holder in sorted(found, key=lambda pair: pair[0])]
 
 

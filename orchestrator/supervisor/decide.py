@@ -2,15 +2,30 @@
 
 Promises, tested on random histories: transitions only along `states.TRANSITIONS` and at most one a call; an ended run
 moves only by a resume request; no attempt starts while a rank or stray process of an older one lives or could not be
-looked for; nothing is stopped because something could not be seen; with `.HALT` nothing is ever restarted.
+looked for; nothing is stopped because something could not be seen; with `.HALT` nothing is ever restarted, whatever
+the rules of health say.
 
-States before a start and after the end are here, those in between in `rules`.
+States before a start and after the end are here, those in between in `rules`, findings of health in `treat`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orchestrator.supervisor.actions import (
+    Action,
+    Answer,
+    LatchHalt,
+    Leave,
+    Place,
+    Prepare,
+    Resume,
+    Start,
+    Sweep,
+    Tell,
+    Transition,
+    WriteHalt,
+)
 from orchestrator.supervisor.rules import (
     LEASE_RETRY_S,
     STRAYS_LIMIT_S,
@@ -20,24 +35,12 @@ from orchestrator.supervisor.rules import (
     halting,
     over,
 )
-from orchestrator.supervisor.seen import (
-    Action,
-    Answer,
-    GangState,
-    LatchHalt,
-    Leave,
-    Place,
-    Prepare,
-    RequestSeen,
-    Resume,
-    Seen,
-    Start,
-    Sweep,
-    Tell,
-    Transition,
-    WriteHalt,
-)
+from orchestrator.supervisor.seen import GangState, RequestSeen, Seen
+from orchestrator.supervisor.treat import told
 from workloads.contract.states import RESUMABLE, RunState
+
+HELD = " are held by "  # of a sentence about memory; a lease says the holder alone
+LIVING = frozenset({RunState.STARTING, RunState.RUNNING, RunState.HALTING})
 
 
 def decide(s: Seen) -> list[Action]:
@@ -50,6 +53,8 @@ def decide(s: Seen) -> list[Action]:
     actions = _requests(s)
     if s.halt and s.memory.halt is None:
         actions.append(LatchHalt(s.halt))
+    if state in LIVING:
+        actions += told(s)
     return actions + _BY_STATE[state](s)
 
 
@@ -103,9 +108,14 @@ def _queued(s: Seen) -> list[Action]:
 def _tell_busy(busy: Mapping[str, str] | str) -> Tell:
     if isinstance(busy, str):
         return Tell(f"the devices cannot be looked at: {busy}; looking again every {LEASE_RETRY_S:.0f} s")
-    held = ", ".join(f"{device} by {holder}" for device, holder in sorted(busy.items()))
+    held = ", ".join(_in_use(device, holder) for device, holder in sorted(busy.items()))
     words = f"a device is in use outside this run: {held}; looking again every {LEASE_RETRY_S:.0f} s"
-    return Tell(words, tuple(sorted(set(busy.values()))))
+    return Tell(words, tuple(sorted({holder for holder in busy.values() if HELD not in holder})))
+
+
+def _in_use(device: str, holder: str) -> str:
+    """`GPU-1 by <run>`, or `GPU-1: 115 GiB of 141 are held by pid 4242 (..)`."""
+    return f"{device}: {holder}" if HELD in holder else f"{device} by {holder}"
 
 
 def _halted_before_start(s: Seen, halt: str) -> list[Action]:
@@ -141,7 +151,10 @@ def _start_when_ready(s: Seen) -> list[Action]:
 
 def _before_start(s: Seen) -> list[Action] | None:
     """None when nothing of an older attempt is left."""
-    if s.strays is None or not all(over(s, r) for r in s.ranks):
+    living = [r for r in s.ranks if not over(s, r)]
+    if living and s.in_state_s > STRAYS_LIMIT_S:
+        return [Tell(f"rank {living[0].rank} of attempt {s.memory.attempt} has not ended; waiting until it has")]
+    if s.strays is None or living:
         return []
     if not s.strays:
         return None

@@ -1,4 +1,4 @@
-"""The gang in Ray: a placement group named after the run, one PodAgent in each bundle. All Ray calls are here.
+"""The gang in Ray: a placement group named after the run, one PodAgent in each bundle.
 
 Both are detached and found again by name, so a supervisor that was killed goes on with them. Every call has a limit; a
 Ray that fails or is silent gives `unknown`, never a dead rank. Only `release` takes anything away.
@@ -10,36 +10,41 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from orchestrator.health.facts import PodFacts, ProcessState, RankFacts
 from orchestrator.supervisor import behind
 from orchestrator.supervisor.agent import PodAgent
 from orchestrator.supervisor.bounded import BoundedCaller
 from orchestrator.supervisor.observe import Figures, PodEye
+from orchestrator.supervisor.raynames import (
+    NAMESPACE,
+    actor_of,
+    agent_name,
+    group_of,
+    group_state,
+    node_totals,
+    remove_gang,
+    worker_env,
+)
 from orchestrator.supervisor.seen import GangSeen, GangState, RankPhase, RankSeen
 from orchestrator.supervisor.spec import PodPart, RunSpec
 from workloads.contract.errors import RemoteError, escape
 from workloads.contract.rundir import OrchHome, RunDir
 
-if TYPE_CHECKING:
-    from ray.util.placement_group import PlacementGroup
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NAMESPACE = "orch"
 CALL_S = 10.0
 SPAWN_S = 60.0
+GPU_LEFT_S = 25.0
 PING_S = 5.0
 LOOK_READY_S = 2.0  # between looks at a gang that is up
 LOOK_PENDING_S = 0.5
 LOOK_PLACED_S = 0.1  # its agents are on their way
 LOOK_UNKNOWN_S = 5.0
+FRESH_S = 2.0  # what an agent said is of this look
 IMPOSSIBLE_AFTER_S = 5.0  # a node that has just joined may not have told all its resources
-
-
-def agent_name(run_id: str, pod: str) -> str:
-    return f"{run_id}/{pod}"
 
 
 class RayGang:
@@ -49,6 +54,8 @@ class RayGang:
         self.spec, self.run, self.home = spec, run, OrchHome(spec.home)
         self._caller = BoundedCaller("ray-calls")
         self._head = PodEye(run, spec.pods[0].name, spec.pods[0].ranks)
+        self._others: dict[str, tuple[Sequence[RankFacts], PodFacts, float]] = {}  # pod -> facts, and when
+        self._asked: dict[str, float] = {}
         self._seen = GangSeen(GangState.UNKNOWN)
         self._next_look = 0.0
         self._pending_since: float | None = None
@@ -74,7 +81,7 @@ class RayGang:
         return self._seen
 
     def _look(self, now: float) -> GangSeen:
-        state = self._ray(self._group_state, CALL_S)
+        state = self._ray(lambda: group_state(self.spec.run_id), CALL_S)
         if state in (None, "REMOVED"):
             self._pending_since = None
             return GangSeen(GangState.NONE)
@@ -83,15 +90,9 @@ class RayGang:
         self._pending_since = None
         return GangSeen(GangState.READY if self._agents_answer() else GangState.PLACED)
 
-    def _group_state(self) -> str | None:
-        from ray.util import placement_group_table
-
-        group = _group(self.spec.run_id)
-        return None if group is None else str(placement_group_table(group).get("state"))
-
     def _pending(self, now: float) -> GangSeen:
         since = self._pending_since = now if self._pending_since is None else self._pending_since
-        totals = self._ray(_node_totals, CALL_S)
+        totals = self._ray(node_totals, CALL_S)
         why = behind.impossible(self.spec, totals)
         if why and now - since > IMPOSSIBLE_AFTER_S:
             return GangSeen(GangState.IMPOSSIBLE, why)
@@ -103,7 +104,7 @@ class RayGang:
         import ray
 
         names = [agent_name(self.spec.run_id, pod.name) for pod in self.pods]
-        handles = self._ray(lambda: [_actor(name) for name in names], CALL_S)
+        handles = self._ray(lambda: [actor_of(name) for name in names], CALL_S)
         if any(h is None for h in handles):
             return False
         self._ray(lambda: ray.get([h.ping.remote() for h in handles], timeout=PING_S), CALL_S)
@@ -119,7 +120,8 @@ class RayGang:
         figures, best = self._head.figures(), self._head.best_step()
         for pod in self.pods[1:]:
             try:
-                rows, others, other_best = self._ask(pod, "look", attempt)
+                rows, others, other_best, facts, of_pod = self._ask(pod, "look", attempt)
+                self._others[pod.name] = (facts, of_pod, time.monotonic())
             except Exception as e:  # unreachable is not dead
                 log.warning("agent of %s could not be asked: %s", pod.name, type(e).__name__)
                 rows = [RankSeen(rank, pod.name, RankPhase.UNKNOWN) for rank in pod.ranks]
@@ -128,6 +130,19 @@ class RayGang:
             figures = figures if figures.step is not None else others
             best = max(best, other_best)
         return tuple(sorted(seen, key=lambda r: r.rank)), figures, best
+
+    def health(self, now: float) -> tuple[Sequence[RankFacts], Sequence[PodFacts]]:
+        """Of the look just made. What a silent agent said last grows old; its ranks are unknown, never dead."""
+        ranks, head = self._head.facts(now)
+        pods = [head]
+        for pod in self.pods[1:]:
+            first = self._asked.setdefault(pod.name, now)
+            facts, of_pod, at = self._others.get(pod.name, ((), PodFacts(pod.name), first))
+            fresh = now - at < FRESH_S
+            ranks += facts if fresh else [RankFacts(rank, pod.name, ProcessState.UNKNOWN) for rank in pod.ranks]
+            pods.append(replace(of_pod, age_s=of_pod.age_s + max(now - at, 0.0)))
+            self._others[pod.name] = ([replace(f, beats=()) for f in facts], of_pod, at)  # beats are news once
+        return ranks, pods
 
     def strays(self) -> tuple[int, ...] | None:
         """Living processes of the run on any pod; None when a pod could not be asked."""
@@ -150,6 +165,26 @@ class RayGang:
             log.warning("leases could not be looked at: %s: %s", type(e).__name__, str(e)[:500])
             return escape(str(e).splitlines()[-1] if str(e) else type(e).__name__, 300)
         return {device: holder for row in rows for device, holder in row.items()}
+
+    def gpu_used(self) -> Mapping[str, float]:
+        """MiB used on each device of the gang; {} where that cannot be told."""
+        try:
+            rows = [self._ask(pod, "gpu_used") for pod in self.pods] if self.spec.gpus_per_rank else []
+        except Exception as e:
+            log.warning("GPU memory could not be looked at: %s: %s", type(e).__name__, str(e)[:500])
+            return {}
+        return {device: mib for row in rows for device, mib in row.items()}
+
+    def gpu_left(self, before: Mapping[str, float]) -> Sequence[str]:
+        """Sentences about GPU memory that did not come back; one that says so when it could not be looked at."""
+        if not self.spec.gpus_per_rank:
+            return ()
+        try:
+            rows = [self._ask(pod, "gpu_left", dict(before), timeout_s=GPU_LEFT_S) for pod in self.pods]
+        except Exception as e:
+            log.warning("GPU memory could not be looked at: %s: %s", type(e).__name__, str(e)[:500])
+            return (f"GPU memory could not be looked at ({type(e).__name__})",)
+        return [words for row in rows for words in row]
 
     # doing
 
@@ -174,7 +209,7 @@ class RayGang:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = _group(self.spec.run_id)
+        group = group_of(self.spec.run_id)
         if group is None:
             raise LookupError("the placement group is gone")
         for index, pod in enumerate(self.pods):
@@ -232,60 +267,9 @@ class RayGang:
         import ray
 
         def call() -> Any:
-            handle = _actor(agent_name(self.spec.run_id, pod.name))
+            handle = actor_of(agent_name(self.spec.run_id, pod.name))
             if handle is None:
                 raise LookupError(f"the agent of {pod.name} is gone")
             return ray.get(getattr(handle, method).remote(*args), timeout=timeout_s)
 
         return self._ray(call, timeout_s + 5.0)
-
-
-def worker_env(spec: RunSpec) -> dict[str, Any]:
-    """The runtime environment of supervisor and agents, also when Ray starts them again."""
-    return {"env_vars": {"PYTHONPATH": str(spec.tree), "ORCH_HOME": str(spec.home)}}
-
-
-def remove_gang(run_id: str, pods: Sequence[str]) -> None:
-    """End the agents, then the placement group. What is gone already is no error."""
-    import ray
-    from ray.util import remove_placement_group
-
-    for pod in pods:
-        handle = _actor(agent_name(run_id, pod))
-        if handle is not None:
-            ray.kill(handle, no_restart=True)
-    group = _group(run_id)
-    if group is not None:
-        remove_placement_group(group)
-
-
-def _group(run_id: str) -> PlacementGroup | None:
-    from ray.util import get_placement_group
-
-    try:
-        group: PlacementGroup = get_placement_group(run_id)
-    except ValueError:
-        return None
-    return group
-
-
-def _actor(name: str) -> Any:
-    import ray
-
-    try:
-        return ray.get_actor(name, namespace=NAMESPACE)
-    except ValueError:
-        return None
-
-
-def _node_totals() -> dict[str, dict[str, float]]:
-    """pod -> resources of its living node."""
-    import ray
-
-    totals: dict[str, dict[str, float]] = {}
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    for node in nodes:
-        resources: dict[str, float] = node.get("Resources") or {}
-        if node.get("Alive"):
-            totals |= {k.removeprefix("pod:"): resources for k in resources if k.startswith("pod:")}
-    return totals

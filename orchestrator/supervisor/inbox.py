@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.supervisor.seen import RequestSeen
+from workloads.contract.allowed import is_allowable
 from workloads.contract.errors import escape
 from workloads.contract.files import atomic_write_json, read_json
 from workloads.contract.haltfile import MAX_WHY_CHARS
+from workloads.contract.jobchanges import are_changes
 from workloads.contract.records import Ack, Request, as_wire, from_wire
-from workloads.contract.rundir import RunDir
+from workloads.contract.rundir import RunDir, step_of_checkpoint
 
 VERBS = frozenset({"halt", "resume"})
 MAX_REQUEST_BYTES = 64 << 10
@@ -75,6 +77,15 @@ def _checked(request: Request) -> Request:
         raise ValueError("args.tree is not a directory here")
     if argv is not None and not (isinstance(argv, list) and argv and all(isinstance(a, str) for a in argv)):
         raise ValueError("args.argv is not a list of words")
+    allow = request.args.get("allow")
+    if allow is not None and not (isinstance(allow, list) and all(map(is_allowable, allow))):
+        raise ValueError("args.allow is not a list of fields")
+    changes = request.args.get("changes")
+    if changes is not None and not are_changes(changes):
+        raise ValueError("args.changes are not changes of a job")
+    named = request.args.get("checkpoint")
+    if named is not None and not (isinstance(named, str) and step_of_checkpoint(named) is not None):
+        raise ValueError("args.checkpoint is not the name of a checkpoint")
     return request
 
 

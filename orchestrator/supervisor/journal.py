@@ -10,9 +10,12 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.supervisor.memory import Memory
@@ -23,6 +26,7 @@ from workloads.contract.rundir import RunDir
 log = logging.getLogger(__name__)
 
 MAX_EVENTS_BYTES = 64 << 20
+MAX_EVENT_BYTES = 1 << 20
 MAX_WAITING = 1000
 STATUS_EVERY_S = 1.0
 WHO = "supervisor"
@@ -30,19 +34,36 @@ WHO = "supervisor"
 
 def parse_events(raw: bytes) -> list[Event]:
     """The good lines, oldest first; torn and foreign ones are skipped."""
-    events = []
-    for line in raw.split(b"\n"):
-        try:
-            row = json.loads(line)
-            row["frm"] = row.pop("from", None)
-            event = from_wire(Event, row)
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            continue
-        texts = (event.who, event.what, event.why, event.to or "")
-        numbers_ok = type(event.seq) is int and type(event.attempt) is int and isinstance(event.ts, int | float)
-        if numbers_ok and all(isinstance(t, str) for t in texts) and isinstance(event.data, dict):
-            events.append(event)
-    return events
+    return [event for event in map(_event, raw.split(b"\n")) if event is not None]
+
+
+def read_events(path: Path, max_bytes: int = MAX_EVENTS_BYTES) -> Iterator[Event]:
+    """As `parse_events`, of the end of a file, a line in memory at a time; lines over 1 MiB are none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return
+    with os.fdopen(fd, "rb") as f:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            return
+        f.seek(max(st.st_size - max_bytes, 0))
+        while line := f.readline(MAX_EVENT_BYTES):
+            event = _event(line)
+            if event is not None:
+                yield event
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        row = json.loads(line)
+        row["frm"] = row.pop("from", None)
+        event = from_wire(Event, row)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    texts = (event.who, event.what, event.why, event.to or "")
+    numbers_ok = type(event.seq) is int and type(event.attempt) is int and isinstance(event.ts, int | float)
+    return event if numbers_ok and all(isinstance(t, str) for t in texts) and isinstance(event.data, dict) else None
 
 
 @dataclass
@@ -52,13 +73,15 @@ class Journal:
     memory: Memory = field(default_factory=Memory)
     _seq: int = 0
     _waiting: list[Event] = field(default_factory=list)
+    trouble: str = ""  # why the last write was refused
     _writer: LineWriter | None = None
+    _inode: tuple[int, int] = (0, 0)
     _written: Status | None = None
     _written_at: float = 0.0
 
     def load(self) -> None:
         """Fold what is on disk. Attempts that only left a directory or an epoch count, so no number is used twice."""
-        for event in parse_events(read_tail(self.run.events, MAX_EVENTS_BYTES)):
+        for event in read_events(self.run.events):
             self._seq = max(self._seq, event.seq + 1)
             self.memory = self.memory.apply(event)
         newest = max(self.memory.attempt, _epoch(self.run), *_attempts(self.run), 0)
@@ -93,14 +116,35 @@ class Journal:
         """Write what waits. False when the disk refuses."""
         try:
             while self._waiting:
-                if self._writer is None:
-                    self._writer = LineWriter(self.run.events)
-                self._writer.write(dump_json(self._waiting[0].wire()))
+                self._open().write(dump_json(self._waiting[0].wire()))
                 self._waiting.pop(0)
         except OSError as e:
-            log.warning("an event could not be written: %s", e)
+            self._refused("an event", e)
             return False
         return True
+
+    def _open(self) -> LineWriter:
+        """The file as it lies there now: one that was kept open while its directory went away would take lines that
+        nobody reads."""
+        if self._writer is not None and _inode(self.run.events) == self._inode:
+            return self._writer
+        self._close()
+        self._writer = LineWriter(self.run.events)
+        self._inode = _inode(self.run.events)
+        return self._writer
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+    def _refused(self, what: str, error: OSError) -> None:
+        self._close()
+        text = error.strerror or type(error).__name__
+        if text != self.trouble:
+            log.warning("%s could not be written: %s", what, error)
+        self.trouble = text
 
     def status(self, status: Status, now: float) -> None:
         """Write status.json: at once when more than figures changed, else at most once a second."""
@@ -113,9 +157,17 @@ class Journal:
         try:
             atomic_write_json(self.run.status, as_wire(status), durable=news)
         except OSError as e:
-            log.warning("status.json could not be written: %s", e)
+            self._refused(self.run.status.name, e)
             return
-        self._written, self._written_at = status, now
+        self._written, self._written_at, self.trouble = status, now, ""
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    try:
+        st = path.lstat()
+    except FileNotFoundError:
+        return 0, 0
+    return st.st_dev, st.st_ino
 
 
 def _attempts(run: RunDir) -> list[int]:

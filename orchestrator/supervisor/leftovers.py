@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from orchestrator.supervisor.gang import NAMESPACE
+from orchestrator.supervisor.raynames import NAMESPACE
 from pods.keeper.runs import lock_is_held, pending_requests
 from workloads.contract.files import try_read_json
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def is_left(home: OrchHome, run_id: str) -> bool:
     """True when the run has ended, nobody supervises it and nobody asked for its resumption."""
     run = home.run(run_id)
-    state = (try_read_json(run.status) or {}).get("state")
+    state = str((try_read_json(run.status) or {}).get("state"))
     return state in ENDED and not pending_requests(run, "resume") and not lock_is_held(run.supervisor_lock)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.supervisor.spec import PodPart, RunSpec
+from workloads.contract.allowed import ALLOWED, RESUME_FROM
 from workloads.contract.process import MARK, rank_mark
 from workloads.contract.records import ShimOrder
 from workloads.contract.rundir import RunDir
@@ -39,6 +40,7 @@ def make_orders(
                     run=spec.run_id, run_dir=str(run.path), attempt=attempt, rank=rank, local_rank=local_rank,
                     world_size=spec.world_size, pod=pod.name, argv=list(spec.argv), cwd=spec.cwd, env=env,
                     devices=list(shares[local_rank]), halt=dataclasses.asdict(spec.clocks),
+                    log_max_bytes=spec.log_max_bytes,
                 )
             )  # fmt: skip
     return tuple(sorted(orders, key=lambda o: o.rank))
@@ -63,6 +65,10 @@ def _env(
 ) -> dict[str, str]:
     rank, local_rank, group_rank = place
     env = dict(spec.env)
+    if spec.allowed:
+        env[ALLOWED] = ",".join(spec.allowed)
+    if spec.resume_from:
+        env[RESUME_FROM] = spec.resume_from
     env.setdefault("OMP_NUM_THREADS", str(spec.omp_threads))
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.supervisor.illness import Ill
 from orchestrator.supervisor.seen import RankSeen
 from workloads.contract.errors import escape
 from workloads.contract.exitcodes import RankExit
+from workloads.contract.health import Rung
 from workloads.contract.records import RankRecord, RunVerdict
 
 TOGETHER_S = 10.0  # deaths this close may be one cause and its echo
@@ -46,7 +48,8 @@ class Outcome:
 
 def sentence(seen: RankSeen) -> str:
     """`rank 1 was killed by signal 9 (out of memory) at step 412`."""
-    return f"rank {seen.rank} {_ending(seen.finished)}" + (f" at step {seen.step}" if seen.step is not None else "")
+    at = f" at step {seen.step}" if seen.step is not None else ""
+    return f"rank {seen.rank} {_ending(seen.finished)}{at}" + (f": {seen.said}" if seen.said else "")
 
 
 def _ending(record: RankRecord | None) -> str:
@@ -106,8 +109,25 @@ def _from_outside(record: RankRecord | None) -> bool:
     )
 
 
-def judge(ranks: Sequence[RankSeen], *, halt: str | None, verdict: RunVerdict | None = None) -> Outcome:
-    """What to do now that every rank is over. `halt`: the latched request, if any; `verdict`: of this attempt."""
+def fall_words(ranks: Sequence[RankSeen], fallen: RankSeen) -> str:
+    """`sentence`; of a rank that ran out of memory also how much it had, and who is ended with it."""
+    record, words = fallen.finished, sentence(fallen)
+    if record is None or not record.oom:
+        return words
+    held = f", having held up to {record.max_rss_mib:.0f} MiB" if record.max_rss_mib is not None else ""
+    peers = ", ".join(str(r.rank) for r in ranks if r.rank != fallen.rank)
+    return words + held + (f"; ended with it: rank {peers}" if peers else "")
+
+
+def judge(
+    ranks: Sequence[RankSeen],
+    *,
+    halt: str | None,
+    verdict: RunVerdict | None = None,
+    ending: Ill | None = None,
+) -> Outcome:
+    """What to do now that every rank is over. `halt`: the latched request, if any; `verdict`: of this attempt;
+    `ending`: the finding because of which orch ended the ranks."""
     codes = {r.rank: r.finished.exit_code for r in ranks if r.finished is not None}
     for code in (RankExit.REFUSED, RankExit.STALE_EPOCH):
         for seen in ranks:
@@ -126,6 +146,8 @@ def judge(ranks: Sequence[RankSeen], *, halt: str | None, verdict: RunVerdict | 
         return Outcome(Ended.SUCCEEDED, f"all {n} ranks ended well" if n > 1 else "the rank ended well")
     if halt:
         return _judge_halt(ranks, halt)
+    if ending is not None:
+        return Outcome(Ended.FAILED if ending.rung == Rung.GIVE_UP else Ended.RESTART, ending.why)
     return _judge_death(ranks, first)
 
 
@@ -133,17 +155,25 @@ def _answer(verdict: RunVerdict) -> str:
     return f"{verdict.verdict}: {escape(verdict.why, 300)}"
 
 
+def first_fallen(ranks: Sequence[RankSeen]) -> RankSeen | None:
+    """While halting: the rank that died of something else. 75 and what orch ended are no death."""
+    return first_bad([r for r in ranks if r.finished is not None and not _halted_well(r.finished)])
+
+
+def _halted_well(record: RankRecord) -> bool:
+    return record.exit_code == RankExit.CHECKPOINTED or record.cause in OURS
+
+
 def _judge_halt(ranks: Sequence[RankSeen], halt: str) -> Outcome:
-    """With `.HALT`: an error of the program's own is a failure, everything else is a halt."""
-    for seen in ranks:
-        record = seen.finished
-        if record is None or record.cause in OURS or record.signal is not None:
-            continue
-        if record.exit_code not in (RankExit.DONE, RankExit.CHECKPOINTED) and record.cause == "exited":
-            return Outcome(Ended.FAILED, f"{sentence(seen)} while halting ({halt})")
-    killed = [r for r in ranks if r.finished and (r.finished.signal or r.finished.cause == "shim-lost")]
-    detail = sentence(killed[0]) if killed and killed[0].finished and killed[0].finished.cause not in OURS else ""
-    return Outcome(Ended.HALTED, _with_halt(halt, detail))
+    """With `.HALT`: an error of the program's own is a failure, everything else is a halt; what the peers of a rank
+    that was killed raise is its echo."""
+    fallen = first_fallen(ranks)
+    if fallen is None:
+        return Outcome(Ended.HALTED, halt)
+    record = fallen.finished
+    if record is not None and record.cause == "exited":
+        return Outcome(Ended.FAILED, f"{sentence(fallen)} while halting ({halt})")
+    return Outcome(Ended.HALTED, _with_halt(halt, sentence(fallen)))
 
 
 def _with_halt(halt: str | None, detail: str) -> str:

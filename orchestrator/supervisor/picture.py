@@ -5,6 +5,7 @@ Pure, but for `last_lines`, which reads the end of one log. Called by `engine`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from workloads.contract.files import read_tail
 from workloads.contract.process import ProcId
 from workloads.contract.records import RankRecord, Status
 from workloads.contract.rundir import RunDir
+from workloads.contract.states import RunState
 
 LAST_LINES = 30
 MAX_LINE_CHARS = 300
+WATCHED = frozenset({RunState.STARTING, RunState.RUNNING})
+"""States in which the rules of health are looked at."""
 
 
 def picture(
@@ -51,8 +55,29 @@ def picture(
         exit_codes=_exit_codes(ranks),
         restarts=memory.restarts,
         behind=list(behind),
+        findings=len(memory.health.open) or None if memory.state in WATCHED else None,
         supervisor={"pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id},
     )
+
+
+def reason_of(memory: Memory) -> str:
+    """Why it is in its state; while it starts or runs, what is wrong with it, newest first."""
+    ill = memory.health.newest
+    if ill is None or memory.state not in WATCHED:
+        return memory.reason
+    more = len(memory.health.open) - 1
+    others = f" (and {more} more {'findings' if more > 1 else 'finding'})" if more else ""
+    return f"{ill.why} (open since {time.strftime('%H:%M:%SZ', time.gmtime(ill.ts))}){others}"
+
+
+def failed_at(memory: Memory) -> dict[str, Any]:
+    """Of an attempt that fails: the rank to look at, and the event with the last lines of its log."""
+    ending = memory.health.ending
+    if memory.closed:
+        return {}
+    if ending is not None:
+        return {"rule": ending.rule.value} | ({} if ending.rank is None else {"rank": ending.rank})
+    return {} if memory.fallen is None else {"rank": memory.fallen, "rank_exit": memory.fallen_seq}
 
 
 def exit_facts(record: RankRecord) -> dict[str, Any]:

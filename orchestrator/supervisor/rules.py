@@ -6,23 +6,21 @@ progress is restarted for ever, and one that dies at the same step again and aga
 
 from __future__ import annotations
 
-from orchestrator.supervisor.outcome import Ended, Outcome, first_bad, is_bad, judge, sentence
-from orchestrator.supervisor.seen import (
+from orchestrator.supervisor.actions import (
     Action,
     Fall,
-    GangState,
     KeepHalt,
     Place,
     Prepare,
-    RankPhase,
-    RankSeen,
-    Seen,
     Spawn,
     Stop,
     Sweep,
     Transition,
     Verdict,
 )
+from orchestrator.supervisor.outcome import Ended, Outcome, fall_words, first_bad, first_fallen, is_bad, judge, sentence
+from orchestrator.supervisor.seen import GangState, RankPhase, RankSeen, Seen
+from orchestrator.supervisor.treat import end_clocks, sharp
 from workloads.contract.exitcodes import RankExit
 from workloads.contract.states import RunState
 
@@ -32,8 +30,11 @@ ABSENT_IS_OVER_S = 20.0  # a shim that was asked for and is still starting would
 PEERS_GRACE_S = 30.0  # peers of a rank that exited 75 are at the same checkpoint
 STRAYS_LIMIT_S = 60.0
 LEASE_RETRY_S = 5.0
+NAMING_S = 3.0  # a keeper finishes the record of a lost shim within about a second
 RESTART_CLOCKS = (0.0, 5.0)
 HALT_PEER_CLOCKS = (0.0, 30.0)
+SHIM_LATE_S = 10.0  # after the SIGKILL that a shim should have sent: it hangs, and the keeper sweeps in its place
+STAYED_S = 75.0  # contracts: the verdict comes within 90 s of the last kill
 
 
 def halt_words(s: Seen) -> str | None:
@@ -50,7 +51,9 @@ def words_of(who: str, why: str) -> str:
 def over(s: Seen, rank: RankSeen) -> bool:
     if rank.phase == RankPhase.ENDED:
         return True
-    given_up = s.memory.closed or s.memory.fallen is not None or halt_words(s) is not None
+    memory = s.memory
+    ended = memory.fallen is not None or memory.health.ending is not None
+    given_up = memory.closed or ended or halt_words(s) is not None
     quiet = s.spawn_age_s is None or s.spawn_age_s >= ABSENT_IS_OVER_S
     return rank.phase == RankPhase.ABSENT and given_up and quiet and s.in_state_s >= ABSENT_IS_OVER_S
 
@@ -63,11 +66,13 @@ def attempt(s: Seen) -> list[Action]:
         return actions + _tell_fall(s, halt) + _finish(s, halt)
     if halt:
         return [*actions, Transition(RunState.HALTING, halt)]
+    if (ending := s.memory.health.ending) is not None:  # told by an event; the order may not be there yet
+        return actions if s.stopping else [*actions, Stop(ending.why, *end_clocks(ending))]
     if fallen := _bad(s):
         return actions + _bring_down(s, fallen)
     if s.memory.fallen is not None:
         return actions  # it was seen, and its record cannot be read just now
-    actions += _spawn_missing(s)
+    actions += [*_spawn_missing(s), *sharp(s)]
     if s.memory.state == RunState.STARTING and _runs(s):
         actions.append(Transition(RunState.RUNNING, "the first step was made" if _stepped(s) else "every rank started"))
     return actions
@@ -96,14 +101,20 @@ def _bad(s: Seen) -> RankSeen | None:
 
 def _tell_fall(s: Seen, halt: str | None) -> list[Action]:
     """Everything ended between two looks: the rank that did it is named all the same."""
-    fallen = _bad(s)
-    return [Fall(fallen.rank, sentence(fallen))] if fallen and halt is None and s.memory.fallen is None else []
+    fallen = _bad(s) if halt is None else first_fallen(s.ranks)
+    if fallen is None or s.memory.fallen is not None or s.memory.health.ending is not None:
+        return []
+    return [Fall(fallen.rank, fall_words(s.ranks, fallen))]
 
 
 def _bring_down(s: Seen, fallen: RankSeen) -> list[Action]:
     """One rank ended badly: its peers are of no use any more. They must be gone before anything else happens."""
     why = sentence(fallen)
-    actions: list[Action] = [] if s.memory.fallen is not None else [Fall(fallen.rank, why)]
+    known = s.memory.fallen is not None
+    unrecorded = any(r.phase == RankPhase.CLOSING and r.finished is None for r in s.ranks)
+    if not known and unrecorded and s.fallen_s < NAMING_S:
+        return []  # another has died too and its record is still to come: it may be the cause, and this one its echo
+    actions: list[Action] = [] if known else [Fall(fallen.rank, fall_words(s.ranks, fallen))]
     record = fallen.finished
     patient = record is not None and record.exit_code == RankExit.CHECKPOINTED and s.fallen_s < PEERS_GRACE_S
     if patient and all(r.finished is None or r.finished.exit_code == RankExit.CHECKPOINTED for r in s.ranks):
@@ -131,22 +142,36 @@ def all_over(s: Seen) -> bool:
 
 def halting(s: Seen) -> list[Action]:
     if all_over(s):
-        return _finish(s, halt_words(s))
-    fallen = first_bad(s.ranks)
-    died = fallen is not None and fallen.finished is not None and fallen.finished.exit_code != RankExit.CHECKPOINTED
-    if died and not s.stopping and fallen is not None and not _sent_by_us(fallen):
-        # peers of a dead rank cannot agree on a step any more
-        return [Stop(sentence(fallen), *HALT_PEER_CLOCKS)]
+        return _tell_fall(s, halt_words(s)) + _finish(s, halt_words(s))
+    if late := _outlived(s):
+        return late
+    fallen = first_fallen(s.ranks)
+    if fallen is not None and not s.stopping:  # peers of a dead rank cannot agree on a step any more
+        return [*_tell_fall(s, halt_words(s)), Stop(sentence(fallen), *HALT_PEER_CLOCKS)]
     return [KeepHalt()] if s.halt is None else []
 
 
-def _sent_by_us(rank: RankSeen) -> bool:
-    return rank.finished is not None and rank.finished.cause in ("halt-term", "halt-kill", "stopped")
+def _outlived(s: Seen) -> list[Action]:
+    """Ranks that live long after their SIGKILL: swept without their shims, then named. Nothing of it where one cannot
+    be seen: whether it lives is not known."""
+    kill_s = s.limits.clocks.now_kill_s if s.halt is not None and s.halt.now else s.limits.clocks.kill_s
+    late_s = s.in_state_s - kill_s
+    left = [r for r in s.ranks if not over(s, r)]
+    if late_s < SHIM_LATE_S or any(r.phase == RankPhase.UNKNOWN for r in left):
+        return []
+    pids = {r.rank: r.record.pid for r in left if r.phase == RankPhase.ALIVE and r.record and r.record.pid}
+    if late_s < STAYED_S:
+        return [Sweep(tuple(pids.values()))] if pids else []
+    shims = {r.rank: r.record.shim_pid for r in left if r.rank not in pids and r.record}
+    words = [f"rank {k}: pid {pid}" for k, pid in pids.items()] + [f"rank {k}: its shim {p}" for k, p in shims.items()]
+    words += [f"rank {r.rank}: its shim, which left no record" for r in left if r.record is None]
+    stayed = f"these stayed {late_s:.0f} s after their SIGKILL (limit {STAYED_S:.0f} s): {', '.join(words)}"
+    return [Verdict((*pids.values(), *shims.values())), Transition(RunState.HALTED, f"{halt_words(s)}; {stayed}")]
 
 
 def _finish(s: Seen, halt: str | None) -> list[Action]:
     """Every rank is over: look for strays, then say how the attempt ended."""
-    outcome = judge(s.ranks, halt=halt, verdict=s.verdict)
+    outcome = judge(s.ranks, halt=halt, verdict=s.verdict, ending=s.memory.health.ending)
     if outcome.how not in (Ended.SUCCEEDED, Ended.HALTED, Ended.FAILED):
         return [_restart(s, outcome)]
     if s.strays is None:

@@ -1,4 +1,4 @@
-"""What the supervisor saw at one moment, and what it may do about it: the vocabulary of `decide`. Pure data.
+"""What the supervisor saw at one moment: what `decide` decides on. Pure data.
 
 `unknown` is a value of its own everywhere: what could not be seen is neither alive nor dead.
 """
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.health.facts import Act, Cleared
+from orchestrator.supervisor.illness import Key, Mark
 from orchestrator.supervisor.memory import Memory
 from workloads.contract.haltfile import Halt
-from workloads.contract.records import RankRecord, RunVerdict
-from workloads.contract.states import RunState
+from workloads.contract.records import Ack, HaltClocks, RankRecord, RunVerdict
 
 
 class RankPhase(StrEnum):
@@ -33,6 +34,8 @@ class RankSeen:
     record: RankRecord | None = None
     beat_ts: float | None = None  # newest beat of this attempt
     step: int | None = None  # newest step of this attempt
+    mark: Mark = field(default_factory=Mark)
+    said: str = ""  # the error with which a program of ours ended, in one line
 
     @property
     def finished(self) -> RankRecord | None:
@@ -78,6 +81,38 @@ class Limits:
     kind: str
     restart_max: int
     backoff_s: tuple[float, ...]
+    clocks: HaltClocks = field(default_factory=HaltClocks)
+
+
+@dataclass(frozen=True)
+class DumpSeen:
+    """The request for the dump that is due."""
+
+    asked: bool
+    ack: Ack | None = None
+    age_s: float = 0.0  # since this supervisor first saw that it is due
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a guard or a rank wrote in the run directory for us to tell; `upto`, in `data`: bytes of its file so far."""
+
+    what: str
+    why: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Care:
+    """What the watchdog saw at this look of an attempt that lives."""
+
+    news: tuple[Act | Cleared, ...] = ()
+    adopted: frozenset[Key] = frozenset()  # open findings that another supervisor made and this one did not
+    dump: DumpSeen | None = None
+    due_s: float = 0.0  # since this supervisor first saw what is due
+    lines: tuple[Line, ...] = ()
+    blind: str = ""  # why the run directory cannot be used now: nobody could tell us that a rank is well
+    anew: bool = False  # it could not be used until now
 
 
 @dataclass(frozen=True)
@@ -98,112 +133,4 @@ class Seen:
     spawn_tries: int = 0
     stopping: bool = False  # stop.json of this attempt lies there
     verdict: RunVerdict | None = None  # what rank 0 of this attempt answered; looked at once every rank is quiet
-
-
-# what may be done; each is carried out whole, or tried again at the next look
-
-
-@dataclass(frozen=True)
-class Transition:
-    to: RunState
-    why: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tell:
-    """A better reason for the same state; no event."""
-
-    reason: str
-    behind: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LatchHalt:
-    halt: Halt
-
-
-@dataclass(frozen=True)
-class WriteHalt:
-    """A halt was requested and `.HALT` is not there."""
-
-    request: RequestSeen
-
-
-@dataclass(frozen=True)
-class KeepHalt:
-    """`.HALT` was taken away while halting; a latched halt stands, and the shims may not have seen it yet."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    request: RequestSeen
-    ok: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class Resume:
-    request: RequestSeen
-
-
-@dataclass(frozen=True)
-class Place:
-    pass
-
-
-@dataclass(frozen=True)
-class Prepare:
-    pass
-
-
-@dataclass(frozen=True)
-class Start:
-    """Begin attempt `attempt`: devices and port first, then `starting`, epoch, orders, shims."""
-
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Spawn:
-    """Have the shims of this attempt started that are not there."""
-
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Fall:
-    """The end of this rank brings the attempt down."""
-
-    rank: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    why: str
-    term_s: float
-    kill_s: float
-
-
-@dataclass(frozen=True)
-class Sweep:
-    pids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """After a halt: is anything left?"""
-
-    stayed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Leave:
-    """The run has ended: give everything back and go."""
-
-
-Action = (
-    Transition | Tell | LatchHalt | WriteHalt | KeepHalt | Answer | Resume | Place | Prepare | Start | Spawn | Fall
-    | Stop | Sweep | Verdict | Leave
-)  # fmt: skip
+    care: Care = Care()

@@ -15,7 +15,7 @@ from workloads.contract.errors import OrchError
 
 NVIDIA_SMI = (
     "nvidia-smi",
-    "--query-gpu=index,uuid,name,memory.total,memory.used",
+    "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version",
     "--format=csv,noheader,nounits",
 )
 NVIDIA_SMI_TIMEOUT_S = 10.0
@@ -68,7 +68,7 @@ def parse_gpu_lines(text: str) -> tuple[tuple[Gpu, ...], str | None]:
 
 def _parse_gpu_line(line: str) -> Gpu | None:
     cells = [c.strip() for c in line.split(",")]
-    if len(cells) not in (5, 13) or not _UUID.fullmatch(cells[1]):
+    if len(cells) not in (5, 6, 13) or not _UUID.fullmatch(cells[1]):
         return None
     index, total, used = (_whole(cells[i]) for i in (0, 3, 4))
     if index is None or total is None or used is None or not _WORD.fullmatch(cells[2]):
@@ -76,9 +76,11 @@ def _parse_gpu_line(line: str) -> Gpu | None:
     gpu = Gpu(index, cells[1], cells[2], total, used)
     if len(cells) == 5:
         return gpu
+    gpu = dataclasses.replace(gpu, driver=version_or_none(cells[5]))
+    if len(cells) == 6:
+        return gpu
     return dataclasses.replace(
         gpu,
-        driver=version_or_none(cells[5]),
         ecc=_switch(cells[6]),
         ecc_volatile=_whole(cells[7]),
         ecc_aggregate=_whole(cells[8]),

@@ -13,10 +13,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from pods.keeper.guard import Guard
 from pods.keeper.keeper import Keeper, say
 from pods.keeper.server import Operations, Server, socket_path
-from workloads.contract.files import atomic_write_json
+from pods.keeper.troubles import KEEPER
+from workloads.contract.files import atomic_write_json, try_read_json
 from workloads.contract.process import ProcId
 from workloads.contract.rundir import OrchHome
 
@@ -48,16 +51,17 @@ def main(argv: list[str]) -> int:
     path = socket_path(home)
     server = Server(path, Operations(keeper, wake))
     threading.Thread(target=server.serve_forever, daemon=True, name="server").start()
+    Guard(lambda: [(w.run, w.spec) for w in keeper.runs.active()], say, keeper.ended, keeper.troubles).start()
     me = ProcId.me()
-    atomic_write_json(
-        home.keeper_record,
-        {
-            "v": 1, "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id, "ts": time.time(),
-            "tree": os.environ.get("PYTHONPATH", ""), "python": sys.executable, "socket": str(path),
-        },
-    )  # fmt: skip
+    record = {
+        "v": 1, "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id, "ts": time.time(),
+        "tree": os.environ.get("PYTHONPATH", ""), "python": sys.executable, "socket": str(path),
+    }  # fmt: skip
+    atomic_write_json(home.keeper_record, record)
     say(f"keeper {me.pid} keeps {home.path}")
-    loop(keeper, wake, home)
+    loop(keeper, wake, home, lock, record)
+    if _is_anothers(home.keeper_lock, lock):
+        return 0  # the socket and the record by these names are those of the other one
     server.answered(ANSWER_S)
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -66,16 +70,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def loop(keeper: Keeper, wake: threading.Event, home: OrchHome) -> None:
-    """Ticks until it is told to end. Nothing a tick raises may end a keeper that runs depend on."""
+def loop(keeper: Keeper, wake: threading.Event, home: OrchHome, lock: int, record: dict[str, Any]) -> None:
+    """Ticks until it is told to end. Nothing that goes wrong may end a keeper that runs depend on. A record that was
+    lost or damaged is written again: without it nobody finds the keeper, and no other one can take its place."""
     while not keeper.ended.is_set():
-        try:
-            keeper.tick(time.monotonic())
+        if _is_anothers(home.keeper_lock, lock):
+            say("ending: the home was made anew, and another keeper keeps it")
+            return keeper.ended.set()
+        keeper.tick(time.monotonic())
+        with keeper.troubles.of(KEEPER, "its record"):
+            if try_read_json(home.keeper_record) != record:
+                atomic_write_json(home.keeper_record, record)
+        with keeper.troubles.of(KEEPER, "bounding the log"):
             _bound_log(home)
-        except Exception as e:  # the next tick starts from the files again
-            say(f"a tick failed: {type(e).__name__}: {e}")
         wake.wait(BUSY_TICK_S if any(keeper.runs.active()) else TICK_S)
         wake.clear()
+
+
+def _is_anothers(path: Path, lock: int) -> bool:
+    """True when the lock file of this name is not the one that is held: somebody removed that one with its home."""
+    try:
+        there, held = path.stat(), os.fstat(lock)
+    except OSError:  # it is away, or cannot be seen: nobody else can have taken it
+        return False
+    return (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino)
 
 
 def _bound_log(home: OrchHome) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from pods.keeper.spawn import clean_env, spawn_detached
+from pods.keeper.spawn import clean_env, interpreter, spawn_detached
 from workloads.contract.errors import ConflictError, LocalError, OrchError, RemoteError
-from workloads.contract.files import try_read_json
+from workloads.contract.files import read_tail, try_read_json
 from workloads.contract.process import ProcId
 from workloads.contract.rundir import OrchHome
 
@@ -34,11 +35,17 @@ def running(home: OrchHome) -> dict[str, Any] | None:
     return record if pid > 0 and ProcId(pid, start_time, boot).alive() else None
 
 
+def sound(home: OrchHome) -> dict[str, Any] | None:
+    """As `running`, but None also for one whose own Python was deleted: Ray must not be started by that one."""
+    record = running(home)
+    return record if record is not None and Path(str(record.get("python", ""))).exists() else None
+
+
 class KeeperClient:
     def __init__(self, home: OrchHome) -> None:
         self.home = home
 
-    def call(self, op: str, **args: Any) -> dict[str, Any]:
+    def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **args: Any) -> dict[str, Any]:
         """One request. RemoteError when the keeper is missing or silent; its own error as it gave it."""
         record = running(self.home)
         if record is None:
@@ -46,7 +53,7 @@ class KeeperClient:
                 "E-KEEP-002", "no keeper runs here", where=str(self.home.path), fix="`orch launch` starts it"
             )
         try:
-            reply = _exchange(record["socket"], {"op": op, **args})
+            reply = _exchange(record["socket"], {"op": op, **args}, timeout_s)
         except (OSError, ValueError) as e:
             raise RemoteError("E-KEEP-003", f"the keeper did not answer `{op}`: {e}", where=record["socket"]) from e
         if not reply.get("ok"):
@@ -71,8 +78,12 @@ class KeeperClient:
 
     def ray(self) -> dict[str, Any]:
         """State of this pod's Ray node: `{"state": down|starting|up|failed, ...}`."""
-        reply: dict[str, Any] = self.call("ray")["ray"]
+        reply: dict[str, Any] = self.work()["ray"]
         return reply
+
+    def work(self, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+        """`{ray, troubles: {run id or "": {what, since, times}}, look_age_s}`; an older keeper tells `ray` alone."""
+        return self.call("ray", timeout_s=timeout_s)
 
     def down(self) -> dict[str, Any]:
         """Stop Ray and the keeper. ConflictError naming the runs that have not ended."""
@@ -83,9 +94,9 @@ class KeeperClient:
         return self.call("sweep", mark=mark)
 
 
-def _exchange(path: str, message: dict[str, Any]) -> dict[str, Any]:
+def _exchange(path: str, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-        s.settimeout(CALL_TIMEOUT_S)
+        s.settimeout(timeout_s)
         s.connect(path)
         s.sendall(json.dumps(message).encode() + b"\n")
         with s.makefile("rb") as f:
@@ -98,12 +109,14 @@ def _exchange(path: str, message: dict[str, Any]) -> dict[str, Any]:
 def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = False) -> KeeperClient:
     """A keeper that answers: the living one, or a new one run by `python` from `tree`.
 
-    `replace=True` (an operator's launch or resume) ends a keeper that runs from another tree first; it holds no
-    state, so nothing is lost. Raises RemoteError with the end of its log when it does not come up in 20 s.
+    `replace=True` (an operator's launch, or a resume with today's code) ends a keeper that runs from another tree
+    first, and one whose own Python is gone is replaced where `python` is there; it holds no state, so nothing is lost.
+    Raises RemoteError with the end of its log when it does not come up in 20 s.
     """
     client = KeeperClient(home)
     record = running(home)
-    if record is not None and replace and (record.get("tree"), record.get("python")) != (str(tree), python):
+    lost = record is not None and sound(home) is None and Path(python).exists()
+    if record is not None and (lost or (replace and (record.get("tree"), record.get("python")) != (str(tree), python))):
         _end(record)
         record = None
     if record is not None:
@@ -124,7 +137,11 @@ def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = Fa
             else:
                 return client
         time.sleep(0.02)
-    raise RemoteError("E-KEEP-005", "the keeper did not start in 20 s", where=str(home.keeper_log))
+    last = (read_tail(home.keeper_log, 2000).decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
+    raise RemoteError(
+        "E-KEEP-005", "the keeper did not start in 20 s; its last line is told", where=str(home.keeper_log), value=last,
+        fix=f"tail {shlex.quote(str(home.keeper_log))}",
+    )  # fmt: skip
 
 
 def _start(home: OrchHome, python: str, tree: Path) -> None:
@@ -133,6 +150,8 @@ def _start(home: OrchHome, python: str, tree: Path) -> None:
     except OSError as e:
         raise LocalError("E-HOME-001", f"{e.strerror}", where=str(home.keeper)) from e
     env = clean_env(os.environ, PYTHONPATH=str(tree), ORCH_HOME=str(home.path), PYTHONUNBUFFERED="1")
+    if not Path(python).exists():  # an environment that was deleted: a keeper needs the standard library alone
+        python = interpreter()
     argv = [python, "-s", "-m", "pods.keeper", str(home.path)]
     spawn_detached(python, argv, env=env, log=home.keeper_log)
 

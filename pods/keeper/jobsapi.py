@@ -12,11 +12,12 @@ from typing import Any
 
 
 class JobsApiError(Exception):
-    """The API did not answer as expected; `status` is the HTTP status, 0 when there was none."""
+    """The API did not answer as expected; `status` is the HTTP status, 0 when there was none, `text` all it said."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"HTTP {status}: {text[:300]}" if status else text)
-        self.status = status
+        last = text.strip()[-300:]  # Ray answers with a traceback, whose reason is its end
+        super().__init__(f"HTTP {status}: {last}" if status else text)
+        self.status, self.text = status, text
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class JobsApi:
         try:
             self._call("POST", "/api/jobs/", body)
         except JobsApiError as e:
-            if "already exists" in str(e):
+            if "already exists" in e.text:
                 return False
             raise
         return True

@@ -5,30 +5,39 @@ Called by `__main__` about once a second and at every poke. Everything it knows 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import shutil
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pods.keeper import policy
+from pods.keeper.dumping import Dumper
 from pods.keeper.jobsapi import JobsApiError
+from pods.keeper.pythons import Pythons, candidates, stamp_of
 from pods.keeper.raynode import RayNode
-from pods.keeper.runs import Runs, RunWatch, Submission, pending_requests, tree_of
-from pods.remote.dump import dump_run, group
-from pods.remote.reap import reap_lost
-from workloads.contract.files import atomic_write_json, try_read_json
-from workloads.contract.records import Ack, as_wire
-from workloads.contract.rundir import OrchHome, RunDir
+from pods.keeper.runs import Runs, RunWatch, Submission, goes_on_with_todays, tree_of
+from pods.keeper.spawn import clean_env, interpreter, spawn_detached
+from pods.keeper.troubles import KEEPER, Troubles
+from pods.remote.rankrecords import newest_attempt
+from pods.remote.reap import reap_lost, wake_stopped
+from workloads.contract.records import NO_SUPERVISOR
+from workloads.contract.rundir import OrchHome
 
-MAX_DUMP_THREADS = 4
 SUBMIT_PATIENCE_S = 60.0
+LAST_WORD_AGAIN_S = 30.0
+TREE = Path(__file__).resolve().parents[2]
+"""The files that this keeper runs from."""
 
 
 def say(text: str) -> None:
-    """One line in keeper.log (standard output is that file)."""
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, flush=True)
+    """One line in keeper.log (standard output is that file); dropped where the disk is full."""
+    with contextlib.suppress(OSError):
+        print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, flush=True)
 
 
 @dataclass
@@ -39,22 +48,37 @@ class Keeper:
     ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _idle_since: float | None = None
-    _dumping: set[str] = field(default_factory=set)
+    dumper: Dumper = field(default_factory=lambda: Dumper(say))
+    troubles: Troubles = field(default_factory=lambda: Troubles(say))
+    pythons: Pythons = field(default_factory=Pythons)
+    looked: float = field(default_factory=time.monotonic)  # when the last look ended
 
     def __post_init__(self) -> None:
-        self.runs = Runs(self.home, say)
+        self.runs = Runs(self.home, self.troubles)
 
     def tick(self, now: float) -> None:
-        """One look, one decision. `now` is monotonic seconds."""
-        with self.lock:
-            seen = [self._with_job_status(r) for r in self.runs.look(now)]
-            self._find_node(seen)
-            if any(r.needs_supervisor for r in seen) or self._idle_since is None:
-                self._idle_since = now
-            for action in policy.decide(seen, self._ray_seen(), now - self._idle_since):
+        """One look, one decision. `now` is monotonic seconds. Never raises: what is wrong is in `troubles`."""
+        with self.troubles.of(KEEPER, "a look"), self.lock:
+            self._look_and_act(now)
+        for watch in self.runs.active():  # also where nothing could be decided: dumps and lost shims do not wait
+            with self.troubles.of(watch.run.run_id, "looking after its ranks"):
+                self._care(watch)
+        self.looked = time.monotonic()
+
+    def _look_and_act(self, now: float) -> None:
+        seen = []
+        for run in self.runs.look(now):
+            told = run
+            with self.troubles.of(run.run_id, "asking Ray for its submission"):
+                told = self._with_job_status(run)
+            seen.append(told)
+        self._find_node(seen)
+        seen = self._with_stranded(seen, now)
+        if any(r.needs_supervisor and not r.stranded for r in seen) or self._idle_since is None:
+            self._idle_since = now
+        for action in policy.decide(seen, self._ray_seen(), now - self._idle_since):
+            with self.troubles.of(getattr(action, "run_id", KEEPER), type(action).__name__.lower()):
                 self._act(action, now)
-        for watch in self.runs.active():
-            self._care(watch)
 
     def down(self) -> dict[str, Any]:
         """Stop Ray and end, unless a run has not ended: then `{"busy": [run ids]}`."""
@@ -78,23 +102,65 @@ class Keeper:
         if self.node is None:
             return policy.RaySeen("down", None, "")
         cluster = None if self.node.state == "down" else self.node.cluster_id
-        return policy.RaySeen(self.node.state, cluster, self.node.generation)
+        lame = self.node.state == "up" and bool(self.node.python) and stamp_of(self.node.python) is None
+        return policy.RaySeen(self.node.state, cluster, self.node.generation, lame)
 
     def _find_node(self, seen: list[policy.RunSeen]) -> None:
         """After a restart: the Ray node that an earlier keeper of this home started."""
         if self.node is not None:
             return
-        for run in reversed(seen):
-            node = self._node_for(run.cluster)
+        for cluster in dict.fromkeys(run.cluster for run in reversed(seen)):
+            node = self._node_for(cluster)
             if node.adopt():
                 self.node = node
-                say(f"found Ray of cluster {run.cluster} again")
+                say(f"found Ray of cluster {cluster} again")
                 return
 
     def _node_for(self, cluster: str) -> RayNode:
-        watch = next(w for w in self.runs.watches.values() if w.spec.get("cluster") == cluster)
-        pod = watch.spec["pods"][0]
-        return RayNode(self.home, cluster, pod["name"], pod.get("orch_python") or pod["python"], say)
+        pods = [w.pod for w in self.runs.of_cluster(cluster)]
+        return RayNode(self.home, cluster, pods[0], lambda: self._fit(cluster), say)
+
+    def _fit(self, cluster: str) -> list[str]:
+        """Pythons that can run Ray for this cluster, best first. LookupError when there is none."""
+        watches = self.runs.of_cluster(cluster)
+        waits, over = [w for w in watches if w.active], [w for w in reversed(watches) if not w.active]
+        todays = any(goes_on_with_todays(w.run) for w in waits)
+        return self.pythons.fit(candidates([w.spec for w in waits], [w.spec for w in over], any_ray=todays))
+
+    def _with_stranded(self, seen: list[policy.RunSeen], now: float) -> list[policy.RunSeen]:
+        """Each run with why no supervisor can be started for it, where that is so."""
+        ray, why_not = self._ray_seen(), dict[str, str]()
+        found = []
+        for run in seen:
+            watch, why = self.runs.watches[run.run_id], ""
+            if run.needs_supervisor and not run.supervised:
+                with self.troubles.of(run.run_id, "finding a Python for its supervisor"):
+                    why = self._lost_tree(watch) or self._no_ray(run.cluster, ray, why_not)
+            watch.stranded_since = (watch.stranded_since or now) if why else None
+            if why:
+                self.troubles.note(run.run_id, NO_SUPERVISOR, why)
+            else:
+                self.troubles.clear(run.run_id, NO_SUPERVISOR)
+            for_s = now - watch.stranded_since if watch.stranded_since is not None else 0.0
+            found.append(replace(run, stranded=why, stranded_s=for_s))
+        return found
+
+    def _lost_tree(self, watch: RunWatch) -> str:
+        tree = tree_of(self.home, watch.run, watch.spec)
+        return (
+            "" if Path(tree).is_dir() else f"orch's own files that it was launched with are gone: {tree or 'unnamed'}"
+        )
+
+    def _no_ray(self, cluster: str, ray: policy.RaySeen, known: dict[str, str]) -> str:
+        if ray.cluster == cluster and ray.state in ("starting", "up") and not ray.lame:
+            return ""
+        if cluster not in known:
+            known[cluster] = ""
+            try:
+                self._fit(cluster)
+            except LookupError as e:
+                known[cluster] = str(e)
+        return known[cluster]
 
     def _with_job_status(self, run: policy.RunSeen) -> policy.RunSeen:
         """Ask Ray about the last submission, but only where the answer can matter."""
@@ -127,6 +193,8 @@ class Keeper:
                     self.node = None
             case policy.Submit(run_id, why) if self.node is not None and self.node.state == "up":
                 self._submit(self.runs.watches[run_id], why, now)
+            case policy.LastWord(run_id, why):
+                self._last_word(self.runs.watches[run_id], why, now)
             case policy.EndKeeper(why):
                 say(f"ending: {why}")
                 self.ended.set()
@@ -150,54 +218,24 @@ class Keeper:
         replace(next_one, taken=True, mono=now, generation=self.node.generation).write(run, why)
         say(f"{run.run_id}: submission {next_one.n} sent ({why})")
 
+    def _last_word(self, watch: RunWatch, why: str, now: float) -> None:
+        """By a process that needs no Ray, from the keeper's own tree: older ones have none such."""
+        if watch.last_word is not None and now - watch.last_word < LAST_WORD_AGAIN_S:
+            return
+        watch.last_word = now
+        say(f"{watch.run.run_id}: it is given up")
+        python = interpreter()
+        argv = [python, "-s", "-m", "orchestrator.supervisor.lastword", str(watch.run.path), why]
+        spawn_detached(python, argv, env=clean_env(os.environ, PYTHONPATH=str(TREE)), log=watch.run.supervisor_log)
+
     def _care(self, watch: RunWatch) -> None:
-        """Per run: lost shims, dump requests."""
-        attempts = _attempts(watch.run)
-        for attempt in attempts[-1:]:
+        """Per run: lost and stopped shims, dump requests."""
+        attempt = newest_attempt(watch.run)
+        if attempt:
+            for rank in wake_stopped(watch.run, attempt):
+                say(f"{watch.run.run_id}: the shim of rank {rank} (attempt {attempt}) was stopped (T); it was woken")
             for rank in reap_lost(watch.run, attempt):
                 say(
                     f"{watch.run.run_id}: the shim of rank {rank} (attempt {attempt}) was lost; its record was finished"
                 )
-        for request in pending_requests(watch.run, "dump"):
-            if request.name not in self._dumping and len(self._dumping) < MAX_DUMP_THREADS:
-                self._dumping.add(request.name)
-                threading.Thread(target=self._dump, args=(watch.run, request.name), daemon=True).start()
-
-    def _dump(self, run: RunDir, name: str) -> None:
-        path = run.requests / name
-        try:
-            request = try_read_json(path) or {}
-            ack = carry_out_dump(run, request)
-        except Exception as e:  # a dump must be answered, whatever went wrong
-            ack = Ack(False, "keeper", time.time(), f"{type(e).__name__}: {e}")
-        try:
-            atomic_write_json(RunDir.ack_of(path), as_wire(ack))
-        except OSError as e:
-            say(f"{run.run_id}: the dump could not be answered: {e}")
-        finally:
-            self._dumping.discard(name)
-
-
-def carry_out_dump(run: RunDir, request: dict[str, Any]) -> Ack:
-    """Dump the ranks a request names (all by default) and say how it went."""
-    args = request.get("args")
-    ranks = args.get("ranks") if isinstance(args, dict) else None
-    if ranks is not None and not (isinstance(ranks, list) and all(type(r) is int for r in ranks)):
-        return Ack(False, "keeper", time.time(), "args.ranks is not a list of rank numbers")
-    dumps = dump_run(run, ranks=ranks, why=str(request.get("why", ""))[:200], by=str(request.get("who", ""))[:80])
-    if not dumps:
-        return Ack(False, "keeper", time.time(), "no living rank of this run is on this pod")
-    data = {
-        "groups": [{"ranks": list(rs), "text": text} for rs, text in group(dumps)],
-        "files": sorted({d.file for d in dumps if d.file}),
-        "notes": [f"rank {d.rank} pid {d.pid}: {d.note}" for d in dumps if d.note],
-    }
-    return Ack(any(d.how != "none" for d in dumps), "keeper", time.time(), "", data)
-
-
-def _attempts(run: RunDir) -> list[int]:
-    try:
-        names = [p.name for p in run.ranks.iterdir()]
-    except OSError:
-        return []
-    return sorted(int(n[1:]) for n in names if n[:1] == "a" and n[1:].isdigit())
+        self.dumper.care(watch.run)

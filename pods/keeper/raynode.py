@@ -7,12 +7,15 @@ node harms no rank: shims and ranks are not its children.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from pods.keeper.jobsapi import JobsApi
 from pods.keeper.rayports import RayPorts, free_block
 from pods.keeper.spawn import clean_env, spawn_detached
 from pods.transport.local import LocalTransport
+from workloads.contract.errors import RemoteError
 from workloads.contract.files import atomic_write, atomic_write_json, read_tail, try_read_json
 from workloads.contract.process import ProcId, marked
 from workloads.contract.rundir import OrchHome
@@ -31,6 +35,7 @@ START_LIMIT_S = 120.0
 SILENT_LIMIT_S = 90.0
 OBJECT_STORE_BYTES = 100_000_000
 KEEP_SESSIONS = 2
+TOKEN = re.compile(r"[0-9a-f]{64}")
 RESTART_BACKOFF_S = (0.0, 5.0, 15.0, 30.0, 60.0)
 
 
@@ -41,10 +46,13 @@ class RayNode:
     home: OrchHome
     cluster_id: str
     pod: str
-    python: str
+    pythons: Callable[[], Sequence[str]]
+    """those that can run it, best first; LookupError when there is none"""
     say: Callable[[str], None]
     state: str = "down"  # down, starting, up, failed
     error: str | None = None
+    python: str = ""  # the one that runs it
+    _blamed: Counter[str] = field(default_factory=Counter)  # starts with this Python that failed
     _failures: int = 0
     _next_try: float = 0.0
     _started: float = 0.0
@@ -84,7 +92,7 @@ class RayNode:
         return self._started
 
     def api(self) -> JobsApi:
-        return JobsApi(int(self._record["ports"]["dashboard"]), self._token_path().read_text().strip())
+        return JobsApi(self._record["ports"]["dashboard"], self._token() or "")
 
     def view(self) -> dict[str, Any]:
         ports = self._record.get("ports", {})
@@ -103,9 +111,13 @@ class RayNode:
     def adopt(self) -> bool:
         """Find the node that an earlier keeper started. True when it lives."""
         record = try_read_json(self.record_path)
-        if not record or not self._main(record):
+        if not record or not _is_whole(record) or not self._main(record):
             return False
         self._record, self.state, self._started = record, "starting", time.monotonic()
+        self.python = str(record.get("python") or "")
+        if not self.python:
+            with contextlib.suppress(LookupError):
+                self.python = self.pythons()[0]
         return True
 
     def tick(self, now: float) -> None:
@@ -115,16 +127,17 @@ class RayNode:
                 self._start(now)
             return
         if self._main(self._record) is None:
-            self._fail(now, "the node's main process ended")
+            self._fail(now, "the node's main process ended", logged=True)
         elif self.api().alive():
             self._last_answer = now
             if self.state == "starting":
                 self.state, self.error, self._failures = "up", None, 0
+                self._blamed.clear()
                 self.say(f"Ray is up after {now - self._started:.1f} s ({self.generation})")
         elif self.state == "starting" and now - self._started > START_LIMIT_S:
-            self._fail(now, f"its API did not answer within {START_LIMIT_S:.0f} s")
+            self._fail(now, f"its API did not answer within {START_LIMIT_S:.0f} s", logged=True)
         elif self.state == "up" and now - self._last_answer > SILENT_LIMIT_S:
-            self._fail(now, f"its API has not answered for {SILENT_LIMIT_S:.0f} s")
+            self._fail(now, f"its API has not answered for {SILENT_LIMIT_S:.0f} s", logged=True)
 
     def stop(self) -> list[int]:
         """End every process of this cluster on this pod; bounded. Returns the pids that stayed."""
@@ -140,7 +153,8 @@ class RayNode:
                 break
         self.state = "down"
         self._record = {}
-        self.record_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is no record of a living node is not adopted either
+            self.record_path.unlink(missing_ok=True)
         return [p.pid for p in stayed]
 
     def _main(self, record: dict[str, Any]) -> ProcId | None:
@@ -154,31 +168,39 @@ class RayNode:
     def _token_path(self) -> Path:
         return self.folder / "token"
 
+    def _token(self) -> str | None:
+        """None where the file holds no token."""
+        try:
+            text = read_tail(self._token_path(), 200).decode(errors="replace").strip()
+        except OSError:
+            return None
+        return text if TOKEN.fullmatch(text) else None
+
     def _start(self, now: float) -> None:
         self.stop()  # leftovers of an earlier life
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self._token_path().exists():
-            atomic_write(self._token_path(), secrets.token_hex(32).encode())
         try:
+            self.python = min(self.pythons(), key=lambda p: self._blamed[p])
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._token() is None:
+                atomic_write(self._token_path(), secrets.token_hex(32).encode())
             self._prepare_temp()
-            ports = free_block(self.cluster_id)
-        except OSError as e:
-            self._fail(now, str(e))
+            ports, generation = free_block(self.cluster_id), secrets.token_hex(8)
+            env = clean_env(os.environ, **self._env(ports, generation))
+            spawn_detached(self.python, self._argv(ports), env=env, log=self.log)
+            main = self._find_main(generation)
+            if main is None:
+                self._fail(now, "`ray start` ended at once", logged=True)
+                return
+            self._record = {
+                "v": 1, "pid": main.pid, "start_time": main.start_time, "boot_id": main.boot_id, "ts": time.time(),
+                "generation": generation, "ports": vars(ports).copy(), "python": self.python,
+            }  # fmt: skip
+            atomic_write_json(self.record_path, self._record)
+        except (OSError, LookupError, RemoteError) as e:  # RemoteError: the Python went away since it was chosen
+            self._fail(now, e.what if isinstance(e, RemoteError) else str(e))
             return
-        generation = secrets.token_hex(8)
-        env = clean_env(os.environ, **self._env(ports, generation))
-        spawn_detached(self.python, self._argv(ports), env=env, log=self.log)
-        main = self._find_main(generation)
-        if main is None:
-            self._fail(now, "`ray start` ended at once")
-            return
-        self._record = {
-            "v": 1, "pid": main.pid, "start_time": main.start_time, "boot_id": main.boot_id, "ts": time.time(),
-            "generation": generation, "ports": vars(ports).copy(),
-        }  # fmt: skip
-        atomic_write_json(self.record_path, self._record)
         self.state, self._started, self._last_answer = "starting", now, now
-        self.say(f"starting Ray (cluster {self.cluster_id}, GCS port {ports.gcs})")
+        self.say(f"starting Ray (cluster {self.cluster_id}, GCS port {ports.gcs}) with {self.python}")
 
     def _find_main(self, generation: str, timeout_s: float = 5.0) -> ProcId | None:
         deadline = time.monotonic() + timeout_s
@@ -225,11 +247,28 @@ class RayNode:
         for old in sessions[KEEP_SESSIONS:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _fail(self, now: float, why: str) -> None:
-        tail = read_tail(self.log, 2000).decode(errors="replace").strip().splitlines()
+    def _fail(self, now: float, why: str, *, logged: bool = False) -> None:
+        """`logged`: Ray was started, so that the end of its log says more; and the next try is with another Python,
+        if there is one."""
+        tail = read_tail(self.log, 2000).decode(errors="replace").strip().splitlines() if logged else []
+        if logged:
+            self._blamed[self.python] += 1
         self.stop()
         wait_s = RESTART_BACKOFF_S[min(self._failures, len(RESTART_BACKOFF_S) - 1)]
         self._failures += 1
         self.state, self._next_try = "failed", now + wait_s
-        self.error = f"{why}; last line of its log: {tail[-1][:200]}" if tail else why
-        self.say(f"Ray failed: {self.error}; next try in {wait_s:.0f} s")
+        error = f"{why}; last line of its log: {tail[-1][:200]}" if tail else why
+        if error != self.error or wait_s != RESTART_BACKOFF_S[-1]:
+            self.say(f"Ray failed: {error}; next try in {wait_s:.0f} s")
+        self.error = error
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """A record that names a process, a life and a port; anything may lie in the file."""
+    ports = record.get("ports")
+    port = ports.get("dashboard") if isinstance(ports, dict) else None
+    return (
+        type(port) is int and 0 < port < 65536 and type(record.get("pid")) is int and record["pid"] > 1
+        and type(record.get("start_time")) is int and isinstance(record.get("boot_id"), str)
+        and isinstance(record.get("generation"), str)
+    )  # fmt: skip

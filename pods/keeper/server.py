@@ -8,8 +8,8 @@ import json
 import os
 import socketserver
 import struct
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
@@ -17,9 +17,10 @@ from typing import Any
 
 from pods.keeper.keeper import Keeper, say
 from pods.keeper.runs import lock_is_held, tree_of
-from pods.keeper.spawn import clean_env, spawn_detached
+from pods.keeper.spawn import clean_env, interpreter, spawn_detached
+from pods.remote.left import left_of
 from workloads.contract.files import try_read_json
-from workloads.contract.process import ProcId, sweep_mark
+from workloads.contract.process import ProcId, marked, sweep
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome
 
 MAX_LINE_BYTES = 1 << 20
@@ -55,7 +56,9 @@ class Operations:
         return {}
 
     def ray(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"ray": self.keeper.ray()}
+        """Its Ray node, and what keeps it from its work: by run id, "" for the keeper itself."""
+        look_age_s = time.monotonic() - self.keeper.looked
+        return {"ray": self.keeper.ray(), "troubles": self.keeper.troubles.view(), "look_age_s": look_age_s}
 
     def down(self, _: dict[str, Any]) -> dict[str, Any]:
         answer = self.keeper.down()
@@ -71,7 +74,8 @@ class Operations:
         mark = str(request.get("mark", ""))
         if not RUN_ID_PATTERN.fullmatch(mark.split("/")[0]):
             raise Refusal("E-KEEP-011", "a sweep needs the mark of one run", mark)
-        swept, stayed = sweep_mark(mark, 3.0)
+        run = self.keeper.home.run(mark.split("/")[0])
+        swept, stayed = sweep(lambda: left_of(run) if mark == run.run_id else marked(mark), 3.0)
         return {"swept": swept, "stayed": stayed}
 
     def spawn(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +90,9 @@ class Operations:
         run = self.keeper.home.run(order["run"])
         spec = try_read_json(run.run_json) or {}
         env = clean_env(os.environ, PYTHONPATH=tree_of(self.keeper.home, run, spec))
-        argv = [sys.executable, "-s", "-m", "workloads.shim", str(path)]
-        spawn_detached(sys.executable, argv, env=env, log=run.shim_log(int(order["rank"])))
+        python = interpreter()
+        argv = [python, "-s", "-m", "workloads.shim", str(path)]
+        spawn_detached(python, argv, env=env, log=run.shim_log(int(order["rank"])))
         return {"started": True}
 
     def _order(self, path: Path) -> dict[str, Any]:

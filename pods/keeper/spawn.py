@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,13 @@ KEPT = (
 
 _DETACH = "import os,sys\nif os.fork(): os._exit(0)\nos.execvp(sys.argv[1],sys.argv[1:])"
 DETACH_TIMEOUT_S = 20.0
+
+
+def interpreter() -> str:
+    """A Python for orch's own parts that need the standard library alone: this process's, or, once its environment was
+    deleted, the one that the environment was made from."""
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    return sys.executable if Path(sys.executable).exists() or not base.exists() else str(base)
 
 
 def clean_env(environ: Mapping[str, str], **extra: str) -> dict[str, str]:

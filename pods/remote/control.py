@@ -9,20 +9,27 @@ from __future__ import annotations
 import secrets
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pods.keeper.client import ensure_keeper
-from pods.keeper.runs import pending_requests, run_ids
-from workloads.contract.errors import ConflictError, LocalError
+from pods.keeper.runs import pending_requests, run_ids, tree_of
+from pods.remote.resumable import refuse_named, refuse_unresumable
+from workloads.contract.errors import ConflictError, LocalError, escape
 from workloads.contract.files import atomic_write_json, try_read_json
+from workloads.contract.jobchanges import Changes
 from workloads.contract.records import Ack, Request, as_wire
 from workloads.contract.rundir import OrchHome, RunDir
 from workloads.contract.states import ENDED, RESUMABLE, RunState
 
 MAX_WHY_CHARS = 1000
+REWINDS = "orchestrator/supervisor/rewind.py"
+"""of an orch whose supervisor sets newer checkpoints aside"""
+CHANGES_JOBS = "workloads/contract/jobchanges.py"
+"""of an orch whose supervisor changes jobs"""
 
 
 def halt(run: RunDir, *, now: bool, why: str, who: str) -> Path:
@@ -51,21 +58,41 @@ def dump(run: RunDir, *, ranks: Sequence[int] | None, why: str, who: str) -> Pat
     return _ask(run, "dump", why=why, who=who, args={} if ranks is None else {"ranks": list(ranks)})
 
 
-def resume(run: RunDir, *, who: str, why: str, tree: Path | None = None) -> Path:
+def resume(
+    run: RunDir, *, who: str, why: str, tree: Path | None = None, allow: Sequence[str] = (),
+    checkpoint: str | None = None, changes: Changes | None = None,
+) -> Path:  # fmt: skip
     """Ask an ended run to go on. A request nobody has answered yet is returned again.
 
-    `tree`: orch's own files to go on with, below `$ORCH_HOME/orch`; None for those it was launched with. ConflictError
-    for a run that has not ended or succeeded; LocalError when its code is gone.
+    `tree`: orch's own files to go on with, below `$ORCH_HOME/orch`; None for those it was launched with. `allow`:
+    fields of the config in which the checkpoint and the run's job may differ. `checkpoint`: the name of the one to go
+    on from; None for the newest that verifies. `changes`: of the run's job. ConflictError for a run that has not ended
+    or succeeded, and for a checkpoint or changes when another request waits; LocalError when its code or its Python is
+    gone, or the code is too old to be given them; IntegrityError when it has checkpoints and none can be used, or the
+    named one cannot; SpecError when that is none.
     """
     waiting = pending_requests(run, "resume")
     if waiting:
-        return waiting[-1]
+        return _the_same(run, waiting[-1], checkpoint, changes)
     _refuse_state(run)
     args: dict[str, Any] = {"code": "run" if tree is None else "current"}
     if tree is not None:
         args["tree"] = str(tree)
+        args |= _todays_python(run)
     else:
         _refuse_lost_code(run)
+        _refuse_lost_python(run)
+    if allow:
+        args["allow"] = list(allow)
+    if checkpoint is None:
+        refuse_unresumable(run)
+    else:
+        refuse_named(run, checkpoint)
+        _refuse_older_code(run, tree, REWINDS, f"--checkpoint {checkpoint}")
+        args["checkpoint"] = checkpoint
+    if changes:
+        _refuse_older_code(run, tree, CHANGES_JOBS, "--set KEY=VALUE")
+        args["changes"] = dict(changes)
     return _ask(run, "resume", why=why, who=who, args=args)
 
 
@@ -83,16 +110,16 @@ def wait_ack(request: Path, *, timeout_s: float, poll_s: float = 0.1) -> Ack | N
         time.sleep(min(poll_s, left))
 
 
-def wake(home: OrchHome, own: Callable[[], tuple[str, Path]] | None = None) -> bool:
+def wake(home: OrchHome, own: Callable[[], tuple[str, Path]] | None = None, *, replace: bool = False) -> bool:
     """Start the keeper if it is missing and have it look at its runs now. RemoteError when it does not come up.
 
-    It is run by the interpreter and from the tree of the newest run; where no run can say, by `own()`, or not at all:
-    False then.
+    It is run by `own()` (interpreter and tree of whoever asks: the newest orch there is); without it by those of the
+    newest run here, or not at all where no run can say: False then. `replace`: as `ensure_keeper`.
     """
-    found = _newest(home) or (own() if own else None)
+    found = own() if own else _newest(home)
     if found is None:
         return False
-    ensure_keeper(home, *found).poke()
+    ensure_keeper(home, *found, replace=replace).poke()
     return True
 
 
@@ -134,7 +161,7 @@ def _refuse_state(run: RunDir) -> None:
     if state in ENDED:
         raise ConflictError(
             "E-CTL-002", f"run {ident} has succeeded: there is nothing to resume", where=str(run.path), value=state,
-            expected="halted or failed", fix="launch a new run",
+            expected="halted or failed", fix=f"orch launch JOB --resume {ident}   (a new run that begins with its end)",
         )  # fmt: skip
     raise ConflictError(
         "E-CTL-003", f"run {ident} has not ended: it is {state}", where=str(run.path), value=state,
@@ -148,6 +175,62 @@ def _refuse_lost_code(run: RunDir) -> None:
         raise LocalError(
             "E-CTL-004", f"the code that run {run.run_id} was launched with is gone", where=tree,
             fix=f"orch resume {run.run_id} --code current",
+        )  # fmt: skip
+
+
+def _lost_python(run: RunDir) -> tuple[str, dict[str, Any]]:
+    """(the interpreter of the ranks that is not there any more, or "", and run.json)"""
+    row = try_read_json(run.run_json) or {}
+    pods, argv = row.get("pods"), row.get("argv")
+    first = pods[0] if isinstance(pods, list) and pods and isinstance(pods[0], dict) else {}
+    program = argv[0] if isinstance(argv, list) and argv else None
+    if not isinstance(program, str) or program != first.get("python") or not Path(program).is_absolute():
+        return "", row
+    return ("" if Path(program).exists() else program), row
+
+
+def _todays_python(run: RunDir) -> dict[str, Any]:
+    """With today's code a run of the operator's own machine goes on with today's Python where its own is gone."""
+    lost, row = _lost_python(run)
+    if lost and row.get("head") == "local":
+        return {"argv": [sys.executable, *map(str, row["argv"][1:])]}
+    _refuse_lost_python(run)
+    return {}
+
+
+def _refuse_lost_python(run: RunDir) -> None:
+    lost, row = _lost_python(run)
+    if lost:
+        here = row.get("head") == "local"
+        again = f"orch launch {shlex.quote(str(row.get('source', 'JOB')))}   (makes the environment anew); then resume"
+        raise LocalError(
+            "E-CTL-009", f"the Python that run {run.run_id} was launched with is gone", where=lost,
+            fix=f"orch resume {run.run_id} --code current   (with this orch and its Python)" if here else again,
+        )  # fmt: skip
+
+
+def _the_same(run: RunDir, waiting: Path, checkpoint: str | None, changes: Changes | None) -> Path:
+    """`waiting`, unless it asks for another checkpoint, or for other changes."""
+    args = (try_read_json(waiting) or {}).get("args")
+    asked = args if isinstance(args, dict) else {}
+    if asked.get("checkpoint") == checkpoint and asked.get("changes", {}) == (changes or {}):
+        return waiting
+    there = escape(asked.get("checkpoint") or "its newest checkpoint", 40)
+    otherwise = " with other changes of its job" if asked.get("changes", {}) != (changes or {}) else ""
+    raise ConflictError(
+        "E-CTL-007", f"run {run.run_id} was asked already to resume from {there}{otherwise}",
+        where=str(waiting), value=checkpoint, expected="one resume at a time", fix=f"orch status {run.run_id}",
+    )  # fmt: skip
+
+
+def _refuse_older_code(run: RunDir, tree: Path | None, needs: str, option: str) -> None:
+    """A supervisor of an older orch would go on without what `option` asks for, and say nothing."""
+    files = tree or Path(tree_of(OrchHome(run.path.parents[1]), run, try_read_json(run.run_json) or {}))
+    if not (files / needs).is_file():
+        raise LocalError(
+            "E-CTL-008", f"the orch that run {run.run_id} was launched with knows no {option.split()[0]}",
+            where=str(files), value=option.partition(" ")[2],
+            fix=f"orch resume {run.run_id} {option} --code current",
         )  # fmt: skip
 
 

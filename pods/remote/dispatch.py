@@ -22,6 +22,7 @@ MODULES = {
     "parity": "pods.remote.parity",
     "runs": "pods.remote.runs",
     "secrets": "pods.remote.secrets",
+    "tokenizers": "pods.remote.tokenizers",
 }
 T = TypeVar("T")
 

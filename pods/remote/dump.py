@@ -1,129 +1,161 @@
-"""Stack dumps of a run's ranks on this pod, and putting equal ones together. Called by the keeper, so that dumps work
-with Ray dead.
+"""Stack dumps of a run's ranks on this pod and of everything they started, and equal ones put together. Called by the
+keeper, so that dumps work with Ray dead.
 
-Targets come from the rank records, never from a list of processes by name. Within a rank one process is asked after
-the other (they share a file); ranks are asked in parallel.
+Targets come from the rank records, never from a list of processes by name; descendants are found by their mark and by
+their parents. Within a rank one process is asked after the other (they share a file), the rank process first; every
+rank has a thread of its own, and what has not answered at the end is named and not waited for.
 """
 
 from __future__ import annotations
 
-import re
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from pods.remote.stackdump import Asker, Target, stacks_of
+from pods.remote import beside, dumpfiles, stacktext
+from pods.remote.dumpgroups import Group, RankDump, group
+from pods.remote.family import Family, find_families
+from pods.remote.procfacts import STATES, glance
+from pods.remote.rankrecords import newest_attempt, process_of, record, recorded_ranks
+from pods.remote.stackdump import ANSWER_S, Asker, Target, stacks_of
+from workloads.contract.errors import escape
 from workloads.contract.files import try_read_json
-from workloads.contract.process import MARK, ProcId, environ_of, marked, rank_mark
+from workloads.contract.process import ProcId
 from workloads.contract.rundir import RunDir
 
-MAX_THREADS = 16
-PY_SPY_BUDGET_S = 4.0
+DUMP_S = 4.0  # what has not answered by then is left out
+SHORT_ANSWER_S = 0.3  # of the processes of a rank after one that did not answer
 MAX_PROCESSES = 64  # of one rank
-MAX_GROUPS_CHARS = 400_000  # of all groups together: an answer has to stay readable
+MAX_NOTES = 200
 
 
 @dataclass(frozen=True)
-class RankDump:
-    rank: int
-    pid: int
-    how: str  # faulthandler, py-spy, none
-    file: str  # name below stackdumps/
-    text: str  # header and stacks, bounded
-    note: str = ""  # why it was not faulthandler
+class Dump:
+    """All that a dump found. `files`: names below stackdumps/."""
+
+    dumps: list[RankDump]
+    groups: list[Group]
+    files: list[str]
+    notes: list[str]
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        return stacktext.summary((g.ranks, g.where) for g in self.groups)
 
 
-def dump_run(run: RunDir, *, ranks: list[int] | None, why: str, by: str) -> list[RankDump]:
-    """Dump the living ranks of the newest attempt (those in `ranks`, or all), each with its Python descendants.
+@dataclass
+class _Findings:
+    """Filled by the threads of the ranks; what comes after the end is not looked at."""
 
-    Ordered by rank, the rank process first. Empty when none lives here.
+    dumps: dict[int, list[RankDump]] = field(default_factory=dict)
+    notes: dict[int, list[str]] = field(default_factory=dict)
+
+
+def dump_run(run: RunDir, *, ranks: list[int] | None, why: str, by: str, watchdog: bool = False) -> Dump:
+    """Dump the living ranks of the newest attempt (those in `ranks`, or all), each with its descendants.
+
+    Dumps by rank, the rank process first; none when no rank lives here. `watchdog`: the stacks are kept in files of
+    their own (`watchdog_stackdump_*`) too.
     """
-    attempt = _newest_attempt(run)
-    living = {} if attempt is None else _living(run, attempt, ranks)
-    if attempt is None or not living:
-        return []
-    asker = Asker(run, by, why, time.monotonic() + PY_SPY_BUDGET_S)
-    helpers = _helpers(run, attempt, living)
+    start = time.monotonic()
+    attempt = newest_attempt(run)
+    living = _living(run, attempt, ranks)
+    if not living:
+        return Dump([], [], [], [], 0.0)
+    now, until = time.time(), start + DUMP_S
+    asker = Asker(run, by, why, until)
+    side = beside.start(run, attempt, now, until)
+    found = _Findings()
+    for rank in living:
+        found.dumps[rank], found.notes[rank] = [], []
+    families = find_families(run, attempt, living, until)
 
-    def one(rank: int) -> list[RankDump]:
-        targets = [Target(living[rank], rank, attempt, True)]
-        targets += [Target(p, rank, attempt, False) for p in helpers[rank][:MAX_PROCESSES]]
-        found = ((t, stacks_of(asker, t)) for t in targets)
-        return [RankDump(rank, t.ident.pid, s.how, s.file.name, s.text, s.note) for t, s in found if s is not None]
+    def one(rank: int) -> None:
+        extra = run.stackdump(rank, now, watchdog=watchdog)
+        _dump_rank(asker, attempt, living[rank], rank, families.of(rank), found, extra)
 
-    with ThreadPoolExecutor(min(len(living), MAX_THREADS)) as pool:
-        return [dump for dumps in pool.map(one, sorted(living)) for dump in dumps]
+    _all_at_once({rank: one for rank in sorted(living)}, until)
+    dumps = [dump for rank in sorted(living) for dump in list(found.dumps[rank])]
+    silent = [rank for rank in living if not found.dumps[rank] and living[rank].alive()]
+    dumps += [_without_answer(rank, living[rank]) for rank in silent]
+    dumps.sort(key=lambda d: d.rank)
+    notes = [*families.notes, *(note for rank in sorted(living) for note in list(found.notes[rank]))]
+    notes += [f"rank {d.rank} pid {d.pid}: {d.note}" for d in dumps if d.note]
+    files, said = side.collect()
+    notes += said + dumpfiles.prune(run, _spared(run, attempt))
+    files += [d.file for d in dumps]
+    if watchdog:
+        files += [run.stackdump(r, now, watchdog=True).name for r in living if found.dumps[r]]
+    there = [name for name in sorted(set(files)) if name and (run.stackdumps / name).exists()]
+    return Dump(dumps, group(dumps), there, _bounded(notes), time.monotonic() - start)
 
 
-def _newest_attempt(run: RunDir) -> int | None:
-    try:
-        names = [p.name for p in run.ranks.iterdir()]
-    except OSError:
-        return None
-    return max((int(m[1]) for m in (re.fullmatch(r"a(\d{1,9})", n) for n in names) if m), default=None)
+def _without_answer(rank: int, ident: ProcId) -> RankDump:
+    """Of a rank whose thread still hangs: what can be read without its memory."""
+    state = ident.state() or ""
+    note = f"it gave nothing within {DUMP_S:g} s; {glance(ident.pid)}"
+    return RankDump(rank, ident.pid, "none", "", "", note, state if state in STATES else "")
+
+
+def _bounded(notes: list[str]) -> list[str]:
+    kept = [escape(n, 600) for n in notes[:MAX_NOTES]]
+    return kept + ([f"{len(notes) - MAX_NOTES} more notes are left out"] if len(notes) > MAX_NOTES else [])
+
+
+def _all_at_once(work: dict[int, Callable[[int], None]], until: float) -> None:
+    """A thread a rank; those that still hang in /proc or on the disk at the end are left to themselves."""
+    threads = [threading.Thread(target=do, args=(rank,), daemon=True) for rank, do in work.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def _dump_rank(
+    asker: Asker, attempt: int, ident: ProcId, rank: int, family: Family, found: _Findings, extra: Path
+) -> None:
+    """Ask the processes of one rank in turn. `extra`: where stacks go that their process did not write itself."""
+    dumps, notes, answer_s = found.dumps[rank], found.notes[rank], ANSWER_S
+    watchdog = extra.name.startswith("watchdog_")
+    targets = [Target(ident, rank, attempt, True)]
+    targets += [Target(p, rank, attempt, False) for p in family.others[:MAX_PROCESSES]]
+    notes += [f"rank {rank} pid {pid}: {name} is dead and not yet reaped (state Z)" for pid, name in family.dead]
+    if len(family.others) > MAX_PROCESSES:
+        notes.append(f"rank {rank} has {len(family.others)} descendants: the {MAX_PROCESSES} oldest were asked")
+    for i, target in enumerate(targets):
+        if asker.left_s(DUMP_S) <= 0:
+            notes.append(f"rank {rank}: no time was left for {len(targets) - i} of its processes")
+            return
+        stacks = stacks_of(asker, target, answer_s)
+        if stacks is None:
+            continue
+        answer_s = SHORT_ANSWER_S if stacks.note.startswith("no answer") else answer_s
+        failed = ""
+        if stacks.how != "facts" and (watchdog or stacks.own is None):
+            failed = dumpfiles.keep(extra, stacks.text)
+        file = stacks.own or (extra if stacks.how != "facts" and not failed else None)
+        note = "; ".join(filter(None, (stacks.note, failed)))
+        dumps.append(
+            RankDump(rank, target.ident.pid, stacks.how, file.name if file else "", stacks.text, note, stacks.state,
+                     target.is_rank, stacks.worker)
+        )  # fmt: skip
 
 
 def _living(run: RunDir, attempt: int, ranks: list[int] | None) -> dict[int, ProcId]:
     """Rank -> its process, for unfinished records whose process lives."""
-    found = {}
-    for path in run.attempt_dir(attempt).glob("rank*.json"):
-        m = re.fullmatch(r"rank(\d{1,6})\.json", path.name)
-        if m is None or (ranks is not None and int(m[1]) not in ranks):
-            continue
-        ident = _process(try_read_json(path) or {})
-        if ident is not None and ident.alive():
-            found[int(m[1])] = ident
-    return found
+    wanted = [r for r in recorded_ranks(run, attempt) if ranks is None or r in ranks]
+    found = {rank: process_of(record(run, attempt, rank)) for rank in wanted}
+    return {rank: ident for rank, ident in found.items() if ident is not None and ident.alive()}
 
 
-def _process(row: dict[str, Any]) -> ProcId | None:
-    pid, start_time, boot = row.get("pid"), row.get("start_time"), row.get("boot_id")
-    if "ended" in row or type(pid) is not int or type(start_time) is not int or not isinstance(boot, str) or pid < 2:
-        return None
-    return ProcId(pid, start_time, boot)
-
-
-def _helpers(run: RunDir, attempt: int, living: dict[int, ProcId]) -> dict[int, list[ProcId]]:
-    """Rank -> other processes with its mark, oldest first. One look at /proc for all ranks."""
-    marks = {rank_mark(run.run_id, attempt, rank): rank for rank in living}
-    helpers: dict[int, list[ProcId]] = {rank: [] for rank in living}
-    for ident in marked(f"{run.run_id}/a{attempt}"):
-        rank = marks.get(environ_of(ident.pid).get(MARK, ""))
-        if rank is not None and ident != living[rank]:
-            helpers[rank].append(ident)
-    return {rank: sorted(found, key=lambda p: (p.start_time, p.pid)) for rank, found in helpers.items()}
-
-
-_NOISE = (
-    (re.compile(r"^=== orch stack dump .*\n?", re.MULTILINE), ""),
-    (re.compile(r"^Process \d+: .*\n?", re.MULTILINE), ""),  # py-spy: pid and command line, which may name the rank
-    (re.compile(r"0x[0-9a-fA-F]+"), "0x"),
-    (re.compile(r"\b(Thread|pid|process) ?\d+"), r"\1"),
-    (re.compile(r"(?m)^(syscall|stack): .*\n?"), ""),
-)
-
-
-def normalised(text: str) -> str:
-    """`text` without what differs between equal stacks: header, pids, thread ids, addresses."""
-    for pattern, plain in _NOISE:
-        text = pattern.sub(plain, text)
-    return text
-
-
-def group(dumps: Sequence[RankDump]) -> list[tuple[tuple[int, ...], str]]:
-    """(ranks, the text of the first of them) for each different stack; the smallest group, the odd one, first."""
-    whole: dict[int, list[str]] = {}
-    for dump in dumps:
-        whole.setdefault(dump.rank, []).append(dump.text)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for rank in sorted(whole):
-        groups.setdefault(tuple(normalised(text) for text in whole[rank]), []).append(rank)
-    ordered = sorted(groups.values(), key=lambda ranks: (len(ranks), ranks))
-    share = MAX_GROUPS_CHARS // max(1, len(ordered))
-    return [(tuple(ranks), _cut("".join(whole[ranks[0]]), share)) for ranks in ordered]
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[:limit] + "\n... cut here; the dump files have the rest\n"
+def _spared(run: RunDir, attempt: int) -> set[str]:
+    """Names of the files that this attempt's own processes write to."""
+    names = set()
+    for path in run.attempt_dir(attempt).glob("rank*.order.json"):
+        env = (try_read_json(path) or {}).get("env")
+        if isinstance(env, dict):
+            names.add(Path(str(env.get("ORCH_STACKDUMP", ""))).name)
+    return names

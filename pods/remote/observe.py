@@ -15,8 +15,11 @@ from workloads.contract.errors import OrchError, escape
 from workloads.contract.files import try_read_json
 from workloads.contract.process import ProcId
 from workloads.contract.rundir import OrchHome, RunDir
+from workloads.contract.states import ENDED
 
 MAX_RANKS = 4096
+WORK_S = 5.0
+HANGS_S = 60.0  # a look that starts Ray may take some 40 s
 
 
 def observed(home: OrchHome, run: RunDir, now: float) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def observed(home: OrchHome, run: RunDir, now: float) -> dict[str, Any]:
         "supervised": lives((status or {}).get("supervisor")),
         "alive": alive,
         "frozen": frozen,
-        "asleep": None if status else keeper_words(home, run, now),
+        "asleep": asleep(home, run, status, now),
     }
 
 
@@ -78,19 +81,51 @@ def lives(row: object) -> bool:
     return ident is not None and ident.alive()
 
 
+def asleep(home: OrchHome, run: RunDir, status: Mapping[str, Any] | None, now: float) -> str | None:
+    """What the keeper is doing for a run without a supervisor: until the first status anything, later its troubles.
+    None where there is nothing to say."""
+    if not status:
+        return keeper_words(home, run, now)
+    if status.get("state") in tuple(ENDED) or lives(status.get("supervisor")):
+        return None
+    return None if running(home) is None else _wrong(run, _work(home), now)
+
+
 def keeper_words(home: OrchHome, run: RunDir, now: float) -> str:
     """What the keeper is doing for a run that has no supervisor yet, and what went wrong with it."""
     if running(home) is None:
         return "no keeper runs on this machine"
+    work = _work(home)
+    if wrong := _wrong(run, work, now):
+        return wrong
+    sent = try_read_json(run.submissions) or {}
+    if isinstance(sent.get("ts"), int | float):
+        return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
+    ray = work.get("ray") or {}
+    cluster = (try_read_json(run.run_json) or {}).get("cluster")
+    if ray.get("state") in ("starting", "up") and ray.get("cluster") != cluster:
+        return "Ray serves runs of other pods or of another Ray version; it is started for this one when they end"
+    return "the keeper is starting Ray for it"
+
+
+def _work(home: OrchHome) -> Mapping[str, Any]:
     try:
-        ray = KeeperClient(home).ray()
+        return KeeperClient(home).work(WORK_S)
     except OrchError:
-        ray = {}  # it has just started, or is busy
+        return {}  # it has just started, or is busy
+
+
+def _wrong(run: RunDir, work: Mapping[str, Any], now: float) -> str | None:
+    """What keeps the keeper from having a supervisor for this run."""
+    ray, troubles, age_s = work.get("ray") or {}, work.get("troubles") or {}, work.get("look_age_s")
+    if trouble := troubles.get(run.run_id) or troubles.get(""):
+        age_s = max(now - float(trouble.get("since", now)), 0)
+        return f"the keeper's trouble with it for {age_s:.0f} s: {escape(trouble.get('what', ''), 400)}"
     if ray.get("state") == "failed":
         return f"Ray does not start: {escape(ray.get('error', ''), 400)}; the keeper tries again"
+    if isinstance(age_s, int | float) and age_s > HANGS_S:
+        return f"the keeper has not come to an end with its look at the runs for {age_s:.0f} s"
     sent = try_read_json(run.submissions) or {}
     if sent.get("error"):
         return f"submission {sent.get('n')} failed: {escape(sent['error'], 400)}; the keeper tries again"
-    if isinstance(sent.get("ts"), int | float):
-        return f"the keeper submitted it {max(now - sent['ts'], 0):.0f} s ago"
-    return "the keeper is starting Ray for it"
+    return None

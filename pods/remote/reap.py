@@ -2,14 +2,13 @@
 
 A shim that is killed takes its rank along (PDEATHSIG), but nobody is left to sweep and to write the record. A free
 rank lock with an unfinished record says exactly that. An order without a record is not ours: the supervisor has its
-shim started again.
+shim started again. A shim that somebody stopped (SIGSTOP) sees nothing and reaps nothing: it is woken.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from pods.remote.left import left_of
+from pods.remote.rankrecords import recorded_ranks
 from workloads.contract.files import atomic_write_json, try_read_json
-from workloads.contract.process import ProcId, boot_id, rank_mark, sweep_mark
+from workloads.contract.process import ProcId, boot_id, sweep
 from workloads.contract.rundir import RunDir
 
-RECORD_PATTERN = re.compile(r"rank(\d{1,6})\.json")
 GRACE_S = 3.0
 MAX_THREADS = 8
 
@@ -31,7 +31,7 @@ def reap_lost(run: RunDir, attempt: int) -> list[int]:
 
     A record that cannot be written (disk full) stays as it is and is tried again at the next call.
     """
-    lost = [rank for rank in _ranks(run, attempt) if _looks_lost(run, attempt, rank)]
+    lost = [rank for rank in recorded_ranks(run, attempt) if _looks_lost(run, attempt, rank)]
     if not lost:
         return []
     with ThreadPoolExecutor(min(len(lost), MAX_THREADS)) as pool:  # a sweep may take seconds
@@ -39,12 +39,17 @@ def reap_lost(run: RunDir, attempt: int) -> list[int]:
     return [rank for rank, finished in zip(lost, done, strict=True) if finished]
 
 
-def _ranks(run: RunDir, attempt: int) -> list[int]:
-    try:
-        names = os.listdir(run.attempt_dir(attempt))
-    except OSError:
-        return []
-    return sorted(int(m[1]) for m in map(RECORD_PATTERN.fullmatch, names) if m)
+def wake_stopped(run: RunDir, attempt: int) -> list[int]:
+    """Continue the shims of ranks that have not ended and that are in state T; the ranks whose shim was woken."""
+    return [rank for rank in recorded_ranks(run, attempt) if _wake(_unfinished(run, attempt, rank) or {})]
+
+
+def _wake(row: dict[str, Any]) -> bool:
+    pid, start_time = row.get("shim_pid"), row.get("shim_start_time")
+    if type(pid) is not int or type(start_time) is not int or pid <= 1:
+        return False
+    shim = ProcId(pid, start_time, str(row.get("boot_id")))
+    return shim.state() == "T" and shim.signal(signal.SIGCONT)
 
 
 def _looks_lost(run: RunDir, attempt: int, rank: int) -> bool:
@@ -90,7 +95,7 @@ def _finish(run: RunDir, attempt: int, rank: int) -> bool:
             error = "this machine was started anew (its boot id changed) while the rank ran"
         else:
             _kill_rank(row)
-            swept, stayed = sweep_mark(rank_mark(run.run_id, attempt, rank), GRACE_S)
+            swept, stayed = sweep(lambda: left_of(run, attempt, rank), GRACE_S)
             error = "its shim was killed, and the rank with it"
         end = {"ended": now, "cause": "shim-lost", "error": error, "swept": swept, "stayed": stayed}
         try:

@@ -47,11 +47,13 @@ _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
     (re.compile(pattern, re.ASCII), Kind(group, grows))
     for pattern, group, grows in (
         (_exactly(_RUN.events, _RUN.heartbeat(_N), _RUN.parity_rows, _RUN.bench_rows, _RUN.decode_rows), STATUS, True),
+        (_exactly(_RUN.checkpoint_trouble), STATUS, True),
         (
             _exactly(
                 _RUN.status, _RUN.run_json, _RUN.resolved_config, _RUN.env_json, _RUN.epoch, _RUN.submissions,
                 _RUN.halt, _RUN.archived_halt(_N), _RUN.anomaly_type, _RUN.halt_ack(_N),
-                _RUN.rank_record(_N, _N), _RUN.stop_order(_N), _RUN.verdict, _RUN.parity_basis, _RUN.parity_cell,
+                _RUN.rank_record(_N, _N), _RUN.stop_order(_N), _RUN.attempt_job(_N), _RUN.verdict,
+                _RUN.parity_basis, _RUN.parity_cell,
                 _RUN.bench_basis, _RUN.bench_case, _RUN.thresholds, _RUN.decode_basis, _RUN.decode_turn,
                 _RUN.decode_summary,
             ),
@@ -69,7 +71,8 @@ _TABLE: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
         (_exactly(_RUN.bench_plot(_SUITE)).replace(_SUITE, r"[a-z][a-z-]{0,30}"), REST, False),
         (
             _exactly(
-                _RUN.ledger, _RUN.archived_ledger(_N), _RUN.archived_parity_rows(_N), _RUN.archived_bench_rows(_N),
+                _RUN.ledger, _RUN.archived_ledger(_N), _RUN.evaluations, _RUN.archived_evaluations(_N),
+                _RUN.archived_parity_rows(_N), _RUN.archived_bench_rows(_N),
                 _RUN.archived_decode_rows(_N), _RUN.code_diff,
             ),
             REST, True,

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pods.keeper.client import KeeperClient, ensure_keeper, running
-from pods.remote import control
+from pods.remote import control, startfrom
 from pods.remote.dispatch import Answer, Operation, want
+from pods.remote.killing import kill_at
+from pods.remote.resumable import config_of, newer_than
 from pods.remote.stage import Staged, ensure_home
 from workloads.contract.errors import ConflictError, OrchError, RemoteError
+from workloads.contract.jobchanges import are_changes
 from workloads.contract.rundir import OrchHome, RunDir
 
 
@@ -88,15 +91,47 @@ def dump(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
 
 
 def resume(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
-    """{run, tree, why, who} -> {request}; `tree` null for the code it was launched with"""
+    """{run, tree, allow, checkpoint, changes, why, who} -> {request, aside}: as `control.resume`, `aside`: the names of
+    the checkpoints that are newer than `checkpoint`"""
     tree = args.get("tree")
     if isinstance(tree, str) and Path(tree).parent != home.trees:
         raise ConflictError("E-CTL-006", "a tree lies elsewhere", value=tree, expected=str(home.trees))
     path = Path(tree) if isinstance(tree, str) else None
-    return _asked(control.resume(_run(home, args), who=_text(args, "who"), why=_text(args, "why"), tree=path))
+    allow = [str(field) for field in want(args, "allow", list)] if "allow" in args else []
+    run, who, why = _run(home, args), _text(args, "who"), _text(args, "why")
+    checkpoint = want(args, "checkpoint", str) if "checkpoint" in args else None
+    changes = want(args, "changes", dict) if "changes" in args else None
+    if changes is not None and not are_changes(changes):
+        raise RemoteError("E-POD-014", "an operation needs changes as changes of a job", value=repr(changes)[:80])
+    aside = () if checkpoint is None else newer_than(run, checkpoint)
+    request = control.resume(run, who=who, why=why, tree=path, allow=allow, checkpoint=checkpoint, changes=changes)
+    return Answer({"request": request.name, "aside": list(aside)})
+
+
+def checkpoint(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
+    """{ref} -> {path, run, step}: the checkpoint that a new run can begin with"""
+    found = startfrom.find(home, want(args, "ref", str))
+    return Answer({"path": str(found.path), "run": found.run, "step": found.step})
+
+
+def config(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
+    """{run, checkpoint} -> {checkpoint, step, config}: what the checkpoint that a resume would go on from says of the
+    job that wrote it; {} where there is none, or it says nothing"""
+    named = want(args, "checkpoint", str) if "checkpoint" in args else None
+    found = config_of(_run(home, args), named)
+    return Answer({} if found is None else {"checkpoint": found.name, "step": found.step, "config": found.config})
+
+
+def kill(home: OrchHome, args: Mapping[str, Any], _: bytes) -> Answer:
+    """{run, step, ranks, after, wait_s} -> {ranks, step, attempt, ended}: as `kill_at`"""
+    ranks = [int(k) for k in want(args, "ranks", list)]
+    wait_s = float(want(args, "wait_s", int))
+    step, after = want(args, "step", int), want(args, "after", int)
+    done = kill_at(_run(home, args), step, ranks, after=after, wait_s=wait_s)
+    return Answer({"ranks": list(done.ranks), "step": done.step, "attempt": done.attempt, "ended": done.ended})
 
 
 _ALL: tuple[Callable[[OrchHome, Mapping[str, Any], bytes], Answer], ...] = (
-    stage, wake, keeper, down, halt, dump, resume,
+    stage, wake, keeper, down, halt, dump, resume, checkpoint, config, kill,
 )  # fmt: skip
 OPERATIONS: Mapping[str, Operation] = {f.__name__: f for f in _ALL}

@@ -1,35 +1,42 @@
 """One process's stacks: by its own faulthandler, by py-spy, or at least what /proc says. Called by `dump` alone.
 
 A signal is sent only where the handler is known to be faulthandler on a file of ours: the process catches the signal
-*and* has its ORCH_STACKDUMP open. Anything else (a shell's trap, a program without handler) would be run or killed by
-it. Everything is bounded: waits, bytes, py-spy's run.
+*and* has its ORCH_STACKDUMP open, some thread takes the signal, it is in no state in which it could not answer, and it
+is old enough not to be between fork and exec. Anything else (a shell's trap, a program without handler) would be run or
+killed by it. Everything is bounded: waits, bytes, py-spy's run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pods.remote.boundedrun import run_bounded
+from pods.remote.dumpfiles import append_dump, has_open, own_file
+from pods.remote.procfacts import STATES, SignalMasks, at_length, brief, masks_of, name_of, ran_ns, state_of_main, takes
 from workloads.contract.errors import escape
-from workloads.contract.files import write_all
-from workloads.contract.process import ProcId, catches, dump_signal, environ_of
+from workloads.contract.process import GENTLE_SIGNAL, ProcId, dump_signal, environ_of, read_stat
 from workloads.contract.rundir import RunDir, utc_stamp
 
 ANSWER_S = 1.0
-POLL_S = 0.005
-QUIET_S = 0.03
-PY_SPY_S = 5.0
+HANDLING_S = 2.5  # more, where the process is seen to be at it: a machine with more work than cores
+GENTLE_S = 0.15
+GENTLE_RUN_NS = 50_000_000
+POLL_S = 0.01
+QUIET_S = 0.04
+YOUNG_S = 0.3  # a process between fork and exec has its parent's handlers, and loses them
+STUCK_LOOK_S = 0.2  # state D lasts for one read of a healthy disk too
+PY_SPY_S = 2.5
+PY_SPY_AT_ONCE = 8
 MAX_TEXT_BYTES = 256 << 10
-DUMP_NAME = re.compile(r"stackdump_rank\d{1,6}_\d{8}T\d{6}Z\.txt")
-STATES = {"T": "stopped", "t": "traced by a debugger", "D": "uninterruptible, in the kernel"}
+_CUT = "\n... cut here; the file has the rest\n"
 
 
 @dataclass(frozen=True)
@@ -44,56 +51,96 @@ class Target:
 
 @dataclass(frozen=True)
 class Stacks:
-    how: str  # faulthandler, py-spy, none
-    file: Path
-    text: str
-    note: str = ""
+    how: str  # faulthandler, py-spy, none; facts: a descendant that is no Python
+    text: str  # header, what /proc says, stacks
+    own: Path | None = None  # the process's own dump file, when `text` lies there already
+    note: str = ""  # why it was not faulthandler
+    state: str = ""  # of STATES, where it is one that matters
+    worker: int | None = None  # its local rank, where the rank is a torchrun and this one of its workers
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks for a dump of which run, and until when py-spy may still be started (monotonic seconds)."""
+    """Who asks for a dump of which run, and until when (monotonic seconds) a process may still be asked."""
 
     run: RunDir
     by: str
     why: str
-    py_spy_until: float
+    until: float
+    py_spies: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(PY_SPY_AT_ONCE))
 
     def header(self, target: Target) -> bytes:
-        """A dump has no time, rank or pid of its own: this line is appended before it."""
+        """A dump has no time, rank or pid of its own: these lines are appended before it."""
         return (
             f"=== orch stack dump run={self.run.run_id} rank={target.rank} attempt={target.attempt}"
             f" pid={target.ident.pid} utc={utc_stamp()} by={escape(self.by, 80)} why={escape(self.why, 200)} ===\n"
+            f"proc: {escape(name_of(target.ident.pid), 64)}, {escape(brief(target.ident.pid), 300)}\n"
         ).encode(errors="replace")
 
+    def left_s(self, limit_s: float) -> float:
+        return max(0.0, min(limit_s, self.until - time.monotonic()))
 
-def stacks_of(asker: Asker, target: Target) -> Stacks | None:
-    """The stacks of one process. None when it is gone, or a descendant that is no Python."""
-    pid, state = target.ident.pid, target.ident.state()
+
+def stacks_of(asker: Asker, target: Target, answer_s: float = ANSWER_S) -> Stacks | None:
+    """The stacks of one process; None when it is gone. `answer_s`: how long its faulthandler may take to begin."""
+    state = _settled_state(target.ident)
     if state is None:
         return None
-    environ = environ_of(pid)
-    number, file = dump_signal(environ), own_file(asker.run, environ)
-    if file is None or not (catches(pid, number) and _has_open(pid, file)):
-        if not target.is_rank and not _is_python(pid):
-            return None
-        return _from_outside(asker, target, f"no faulthandler on {_name(number)}")
-    if state in STATES:
-        return _from_outside(asker, target, f"no dump: state {state} ({STATES[state]}), not signalled")
-    text = _by_faulthandler(asker, target, file, number)
-    if text is None:
-        return _from_outside(asker, target, f"no answer to {_name(number)} within {ANSWER_S:g} s")
-    return Stacks("faulthandler", file, text)
+    # the environment lies in the memory of the process: to read it of one that is stuck in the kernel may hang
+    environ = {} if state == "D" else environ_of(target.ident.pid)
+    found = _asked(asker, target, environ, state, answer_s)
+    return found if target.is_rank else replace(found, worker=_torchrun_worker(target.ident.pid, environ))
 
 
-def own_file(run: RunDir, environ: dict[str, str]) -> Path | None:
-    """ORCH_STACKDUMP of that environment, if it is a dump file of this run: a process may say anything there."""
-    path = Path(environ.get("ORCH_STACKDUMP", ""))
-    try:
-        inside = path.parent.samefile(run.stackdumps)
-    except OSError:
+def _torchrun_worker(pid: int, environ: Mapping[str, str]) -> int | None:
+    """LOCAL_RANK of a process that torchrun started itself; its children have the same environment."""
+    raw, stat = environ.get("LOCAL_RANK", ""), read_stat(pid)
+    if "TORCHELASTIC_RUN_ID" not in environ or stat is None or "TORCHELASTIC_RUN_ID" in environ_of(stat.ppid):
         return None
-    return path if inside and DUMP_NAME.fullmatch(path.name) and not path.is_symlink() else None
+    return int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 6 else None
+
+
+def _asked(asker: Asker, target: Target, environ: dict[str, str], state: str, answer_s: float) -> Stacks:
+    pid = target.ident.pid
+    number, file = dump_signal(environ), own_file(asker.run, environ)
+    masks = _masks_of_ours(target.ident, number, file)
+    if masks is None and not target.is_rank and not _is_python(pid):
+        return Stacks("facts", asker.header(target).decode(), note=f"{name_of(pid)} (no Python): {brief(pid)}")
+    if state in STATES:
+        said = f"no dump: state {state} ({STATES[state]}), not signalled"
+        return _from_outside(asker, target, said, state)
+    if masks is None or file is None:
+        return _from_outside(asker, target, f"no faulthandler on {_name(number)}")
+    if not takes(pid, number, masks):
+        return _from_outside(asker, target, f"it blocks {_name(number)}")
+    if masks.has(masks.pending, number):
+        return _from_outside(asker, target, f"{_name(number)} of an earlier dump still waits to be delivered")
+    if not _main_takes(masks, GENTLE_SIGNAL) and state_of_main(pid) == "R":
+        return _from_outside(asker, target, f"it computes, and {_name(number)} may crash a Python that does")
+    found = _by_faulthandler(asker, target, file, number, answer_s, masks)
+    return found or _from_outside(asker, target, f"no answer to {_name(number)} within {answer_s:g} s")
+
+
+def _masks_of_ours(ident: ProcId, number: int, file: Path | None) -> SignalMasks | None:
+    """The signal masks of a process whose handler for `number` is faulthandler on `file`; None where it is not known
+    to be. A young one that seems so is looked at again: between fork and exec it has its parent's handlers."""
+    for _ in range(2):
+        masks = masks_of(ident.pid)
+        if file is None or masks is None or not masks.has(masks.caught, number) or not has_open(ident.pid, file):
+            return None
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ident.start_time / os.sysconf("SC_CLK_TCK")
+        if not 0 <= age_s < YOUNG_S:
+            return masks
+        time.sleep(YOUNG_S - age_s)
+    return masks
+
+
+def _settled_state(ident: ProcId) -> str | None:
+    """The state letter. D only when it stays: every read of a disk is one."""
+    end = time.monotonic() + STUCK_LOOK_S
+    while (state := ident.state()) == "D" and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return state
 
 
 def _name(number: int) -> str:
@@ -103,21 +150,6 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _has_open(pid: int, file: Path) -> bool:
-    """True when the process holds `file` open, as faulthandler does. A daemon that closed all files does not."""
-    try:
-        st = file.stat()
-        fds = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            there = Path(f"/proc/{pid}/fd/{fd}").stat()
-            if (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino):
-                return True
-    return False
-
-
 def _is_python(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
@@ -125,25 +157,29 @@ def _is_python(pid: int) -> bool:
         return False
 
 
-def _append(file: Path, data: bytes) -> int:
-    """Append, and return the size of the file before. OSError when it is a link or the disk is full."""
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    try:
-        before = os.fstat(fd).st_size
-        write_all(fd, data)
-        return before
-    finally:
-        os.close(fd)
+def _by_faulthandler(
+    asker: Asker, target: Target, file: Path, number: int, answer_s: float, masks: SignalMasks
+) -> Stacks | None:
+    """Header, signal, wait until the file has grown and rests. None when nothing came.
 
-
-def _by_faulthandler(asker: Asker, target: Target, file: Path, number: int) -> str | None:
-    """Header, signal, wait until the file has grown and rests. None when nothing came."""
+    The gentle signal first; the hard one only to a process that had time to answer and did not, because it is in C.
+    """
+    pid = target.ident.pid
     try:
-        start = _append(file, asker.header(target))
-        base = file.stat().st_size
-        if not target.ident.signal(number):
-            return None
-        end = _rest_size(file, base)
+        header = asker.header(target)
+        start = append_dump(file, header)
+        end = base = start + len(header)
+        if _main_takes(masks, GENTLE_SIGNAL) and target.ident.signal(GENTLE_SIGNAL):
+            has_had_time = _patience(pid)
+            end = _rest_size(file, base, has_had_time, lambda: False)
+        if end == base:
+            if not target.ident.signal(number):
+                return None
+            begin = time.monotonic()
+            main_takes = _main_takes(masks, number)
+            end = _rest_size(
+                file, base, lambda: time.monotonic() - begin >= answer_s, lambda: main_takes and _handles(pid, number)
+            )
         if end == base:
             return None
         with file.open("rb") as f:
@@ -151,70 +187,75 @@ def _by_faulthandler(asker: Asker, target: Target, file: Path, number: int) -> s
             raw = f.read(min(end - start, MAX_TEXT_BYTES))
     except OSError:
         return None
-    cut = "\n... cut here; the file has the rest\n" if end - start > MAX_TEXT_BYTES else ""
-    return raw.decode(errors="replace") + cut
+    text = raw.decode(errors="replace") + (_CUT if end - start > MAX_TEXT_BYTES else "")
+    mixed = text.count("\nCurrent thread 0x") > 1
+    note = "two processes answered at once: their stacks may be mixed" if mixed else ""
+    return Stacks("faulthandler", text, file, note)
 
 
-def _rest_size(file: Path, base: int) -> int:
-    """The size after it grew beyond `base` and rested for 30 ms; `base` when it did not grow within a second."""
-    size, since, start = base, time.monotonic(), time.monotonic()
-    while (now := time.monotonic()) - start < ANSWER_S:
+def _main_takes(masks: SignalMasks, number: int) -> bool:
+    return masks.has(masks.caught, number) and not masks.has(masks.blocked, number)
+
+
+def _patience(pid: int) -> Callable[[], bool]:
+    """Whether the main thread had its chance between two instructions: it sleeps (in C, else it had woken up and
+    answered), or it ran for a while since. A machine with more work than cores may keep it waiting."""
+    begin, before = time.monotonic(), ran_ns(pid)
+
+    def over() -> bool:
+        waited = time.monotonic() - begin
+        ran = ran_ns(pid) - before
+        return waited >= GENTLE_S and (state_of_main(pid) != "R" or ran >= GENTLE_RUN_NS or waited >= HANDLING_S)
+
+    return over
+
+
+def _rest_size(file: Path, base: int, over: Callable[[], bool], busy: Callable[[], bool]) -> int:
+    """The size after it grew beyond `base` and rests; `base` when it did not grow until it was `over`. Where it is seen
+    to be `busy` with it, the dump has not ended."""
+    size, start = base, time.monotonic()
+    since = start
+    while (now := time.monotonic()) - start < HANDLING_S:
         seen = file.stat().st_size
         if seen != size:
             size, since = seen, now
-        elif size > base and now - since >= QUIET_S:
+        elif now - since >= QUIET_S and (size > base or over()) and not busy():
             break
         time.sleep(POLL_S)
     return size
 
 
-def _from_outside(asker: Asker, target: Target, reason: str) -> Stacks:
-    """py-spy without stopping the process, else its state; the text goes to a dump file too."""
-    text, failure = _py_spy(target.ident.pid, asker.py_spy_until)
-    how = "py-spy" if text else "none"
-    note = f"{reason}; stack read by py-spy" if text else f"{reason}; {failure}"
-    text = text or _proc_text(target.ident.pid)
-    file = asker.run.stackdump(target.rank)
-    whole = asker.header(target) + f"{note}\n{text}".encode(errors="replace")
-    try:
-        _append(file, whole)
-    except OSError as e:
-        note += f"; the dump file could not be written: {e.strerror}"
-    return Stacks(how, file, whole.decode(errors="replace"), note)
+def _handles(pid: int, number: int) -> bool:
+    """The main thread blocks a signal while it handles it."""
+    masks = masks_of(pid)
+    return masks is not None and masks.has(masks.blocked, number)
 
 
-def _py_spy(pid: int, until: float) -> tuple[str, str]:
+def _from_outside(asker: Asker, target: Target, reason: str, state: str = "") -> Stacks:
+    """py-spy without stopping the process, and what /proc says where that shows nothing or the state is odd."""
+    header = asker.header(target).decode(errors="replace")
+    spied, failure = _py_spy(asker, target.ident.pid)
+    note = f"{reason}; stack read by py-spy" if spied else f"{reason}; {failure}"
+    facts = at_length(target.ident.pid) if state or not spied else ""
+    return Stacks("py-spy" if spied else "none", f"{header}{note}\n{facts}{spied}", None, note, state)
+
+
+def _py_spy(asker: Asker, pid: int) -> tuple[str, str]:
     """(stacks, "") or ("", why there are none)."""
     beside = Path(sys.executable).with_name("py-spy")
     tool = shutil.which("py-spy") or (str(beside) if os.access(beside, os.X_OK) else None)
     if tool is None:
         return "", "py-spy is not installed"
-    limit_s = min(PY_SPY_S, until - time.monotonic())
-    if limit_s <= 0:
+    if not asker.py_spies.acquire(timeout=asker.left_s(PY_SPY_S)):
         return "", "no time was left for py-spy"
     try:
-        got = subprocess.run(
-            [tool, "dump", "--nonblocking", "--pid", str(pid)],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as e:
-        return "", f"py-spy failed: {type(e).__name__}"
-    if got.returncode != 0 or not got.stdout:
-        words = got.stderr.decode(errors="replace").strip().split("\n")[0]
-        return "", f"py-spy: {escape(words, 200) or f'exit code {got.returncode}'}"
-    return got.stdout[:MAX_TEXT_BYTES].decode(errors="replace"), ""
-
-
-def _proc_text(pid: int) -> str:
-    """What /proc tells of a process that shows no stack."""
-    rows = []
-    for name in ("wchan", "syscall", "stack"):
-        with contextlib.suppress(OSError):
-            value = Path(f"/proc/{pid}/{name}").read_text()[:4096].strip()
-            if value not in ("", "0"):
-                rows.append(f"{name}: {value}")
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.split(":")[0] in ("Name", "State", "Threads"):
-                rows.append(line.replace("\t", " "))
-    return "\n".join(rows) + "\n"
+        limit_s = asker.left_s(PY_SPY_S)
+        if limit_s <= 0:
+            return "", "no time was left for py-spy"
+        ran = run_bounded([tool, "dump", "--nonblocking", "--full-filenames", "--pid", str(pid)], limit_s)
+    finally:
+        asker.py_spies.release()
+    if ran.code == 0 and ran.out:
+        return ran.out, ""
+    words = ran.error.strip().split("\n")[0]
+    return "", f"py-spy: {escape(words, 200) or f'exit code {ran.code}'}"

@@ -70,10 +70,10 @@ class Wire:
                     with contextlib.suppress(EOFError):  # the connection broke: what was read says so
                         channel.shutdown_write()
                     ended = True
-            if drain(channel, out, err) or moved:
+            if self._drain(out, err) or moved:
                 continue
             if channel.eof_received or channel.closed:
-                if drain(channel, out, err):
+                if self._drain(out, err):
                     continue
                 return
             pause_s = self._left_s if ended else min(SEND_POLL_S, self._left_s)
@@ -86,6 +86,18 @@ class Wire:
             return 0
         except (OSError, EOFError):
             return len(rest)  # it reads no more: what it says about that is still to come
+
+    def _drain(self, out: Stream, err: Stream) -> bool:
+        try:
+            return drain(self._channel, out, err)
+        except TimeoutError:
+            return False
+        except (
+            EOFError,
+            OSError,
+            paramiko.SSHException,
+        ) as e:  # with a hole in it, the end mark behind the hole must not count
+            raise lost(self._pod, self._where, e) from e
 
     def wait_for_exit(self, limit_s: float) -> None:
         """Have the session ended over there, so that it no longer counts; not longer than `limit_s`."""
@@ -117,7 +129,7 @@ def hang_up(channel: paramiko.Channel) -> None:
 
 
 def drain(channel: paramiko.Channel, out: Stream, err: Stream) -> bool:
-    """Take what has come; whether there was anything."""
+    """Take what has come; whether there was anything. Raises as `received` does."""
     moved = False
     if channel.recv_ready():
         out.feed(received(channel))
@@ -129,7 +141,6 @@ def drain(channel: paramiko.Channel, out: Stream, err: Stream) -> bool:
 
 
 def received(channel: paramiko.Channel, *, stderr: bool = False) -> bytes:
-    """What is there to be read; b"" when the connection breaks just then (reading also sends)."""
-    with contextlib.suppress(EOFError, OSError):
-        return channel.recv_stderr(CHUNK_BYTES) if stderr else channel.recv(CHUNK_BYTES)
-    return b""
+    """What is there to be read. EOFError or OSError when the connection breaks just then: reading also sends (the
+    window), and when that fails, what was read is gone. Whatever is in the buffer behind it must not be used."""
+    return channel.recv_stderr(CHUNK_BYTES) if stderr else channel.recv(CHUNK_BYTES)

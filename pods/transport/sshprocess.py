@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 
@@ -78,7 +79,7 @@ class SshProcess:
         while True:
             self._drain_stderr()
             if self._channel.recv_ready():
-                found = self._output(received(self._channel))
+                found = self._output(self._received())
                 if found or (begun and self._out.begun):
                     return found
                 continue
@@ -96,6 +97,14 @@ class SshProcess:
                 )  # fmt: skip
             self._readable.poll(left_s * 1000)
 
+    def _received(self, *, stderr: bool = False) -> bytes:
+        try:
+            return received(self._channel, stderr=stderr)
+        except TimeoutError:
+            return b""
+        except (EOFError, OSError, paramiko.SSHException) as e:
+            raise lost(self._pod, self._where, e) from e
+
     def _output(self, data: bytes) -> bytes:
         if self._out.begun:
             return data
@@ -104,7 +113,7 @@ class SshProcess:
 
     def _drain_stderr(self) -> None:
         while self._channel.recv_stderr_ready():
-            data = received(self._channel, stderr=True)
+            data = self._received(stderr=True)
             if not self._err.begun:
                 self._err.feed(data)
                 data = self._err.take() if self._err.begun else b""
@@ -112,7 +121,8 @@ class SshProcess:
             del self._tail[:-STDERR_BYTES]
 
     def stderr(self) -> str:
-        self._drain_stderr()
+        with contextlib.suppress(UnreachableError):  # what was read before is still worth telling
+            self._drain_stderr()
         return bytes(self._tail).decode(errors="replace") or ("" if self._err.begun else self._err.noise())
 
     def close(self) -> None:

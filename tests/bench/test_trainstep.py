@@ -13,8 +13,9 @@ from kernels.bench.probe import Bandwidth
 from orchestrator.jobs.sizes import parameters
 from workloads.bench import trainstep
 from workloads.bench.suites import Context
-from workloads.bench.trainstep import LARGE, MEDIUM, SMALL, TINY, flops_a_token
+from workloads.bench.trainstep import LARGE, MEDIUM, SMALL, TINY
 from workloads.contract.config.job import ModelSpec
+from workloads.contract.flops import flops_a_token
 
 CPU = torch.device("cpu")
 SHORT = replace(TINY, model=ModelSpec(dim=32, layers=2, heads=4, kv_heads=2), rows=4, tokens=16, micro=2)

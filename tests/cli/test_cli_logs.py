@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.runs.logs import LogReader, error_blocks, last_lines, tail_offset
+from orchestrator.runs.logs import LogReader, error_blocks, is_news, last_lines, tail_offset
 from orchestrator.runs.render import decode, harmless
 from orchestrator.runs.since import parse_since, place_of, start_of
 from workloads.contract.beats import Beat
@@ -45,6 +45,13 @@ def test_escapes_are_shown_and_raw_is_raw(orch, make):
     assert out == "\\x1b]0;owned\\x07red\\x1b[31m\\xff\\x9b\n10%\n20%\n"
     process = orch.start("logs", "tiny", "--raw", text=False)
     assert process.communicate(timeout=20)[0] == hostile
+
+
+def test_raw_is_byte_for_byte_in_lines_longer_than_a_reader_holds_and_at_an_end_without_newline(orch, make):
+    made = make(world=1)
+    data = b"x" * 200_000 + b"\n" + b"y" * 70_000 + b"\nno end"
+    made.log(0, data)
+    assert orch.start("logs", "tiny", "--raw", text=False).communicate(timeout=20)[0] == data
 
 
 def test_a_last_line_without_end_is_shown(orch, make):
@@ -137,6 +144,18 @@ def test_errors_and_the_end_of_a_dead_rank(orch, make):
     assert "--- rank 0, line 2\n" in out and "ValueError: boom\n" in out and "fine again" not in out
     assert "--- rank 1, its last lines (killed by signal 9)\nquiet 70\n" in out
     assert len(orch("logs", "tiny", "--errors", "--json").json["errors"]) == 3
+
+
+@pytest.mark.parametrize(("line", "news"), [
+    ("warning: checkpoint step_00000105 is not used: __0_0.distcp has 1000 bytes", True),
+    ("error: the last checkpoint could not be saved", True),
+    ("ld: error: undefined symbol", True),
+    ("error[E-DATA-001]: no such file", True),
+    ("step 3 | val error: 0.3", False),
+    ("warnings: 0", False),
+])  # fmt: skip
+def test_what_speaks_of_an_error(line, news):
+    assert is_news(line) is news
 
 
 @pytest.mark.parametrize("args", [("-f", "--errors"), ("-f", "--json"), ("--raw", "--json")])

@@ -72,6 +72,22 @@ def test_running(orch, make):
     assert "1 min 2" in out  # 810 steps at 10 steps a second
 
 
+def test_a_fallback_of_the_data_is_said(orch, make):
+    made, now = make(), time.time()
+    row = json.loads(made.run.run_json.read_text())
+    row["job"]["data"] = {"source": "hub"}
+    made.run.run_json.write_text(json.dumps(row))
+    made.status("running", "all ranks beat", supervisor=made.supervised(), steps=1000)
+    for rank, source in enumerate(("hub", "hub")):
+        made.record(rank)
+        made.beat(rank, now - 5, step=1, data_source=source)
+    assert "TRAINS ON" not in orch("status", "latest").out + orch("status").out
+    made.beat(1, now - 4, step=2, data_source="synthetic")
+    made.beat(1, now - 3, step=2)  # a keepalive says nothing of data
+    for out in (orch("status", "latest").out, orch("status").out):
+        assert "TRAINS ON synthetic (rank 1), NOT ON hub" in out
+
+
 def test_unsupervised_is_said(orch, make, sleeper):
     made = make()
     made.status("running", "x", ts=time.time() - 100, supervisor={**made.supervised(), "start_time": 1})

@@ -15,6 +15,7 @@ import pytest
 from workloads.contract import records
 from workloads.contract.beats import parse_beat
 from workloads.contract.config.job import JobSpec
+from workloads.contract.manifest import FileEntry, Manifest, parse_manifest, sealed
 from workloads.contract.records import (
     Ack,
     Event,
@@ -29,7 +30,6 @@ from workloads.contract.records import (
     from_wire,
 )
 from workloads.contract.rundir import RunDir
-from workloads.runtime.manifest import FileEntry, Manifest, parse_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "contract" / "v1.json"
 RUN = "tiny-20261121T093000Z-00ff"
@@ -94,11 +94,12 @@ def test_an_old_heartbeat_and_an_old_manifest_are_read() -> None:
     assert beat is not None and beat.fields.keys() == BEAT.keys() - {
         "v", "seq", "ts", "msg", "rank", "world_size", "attempt",
     }  # fmt: skip
-    manifest, problems = parse_manifest(json.loads(GOLDEN.read_text())["Manifest"])
-    assert manifest == MANIFEST and problems == []
+    for manifest_row in (today()["Manifest"], json.loads((GOLDEN.parent / "manifest_v1.json").read_text())):
+        manifest, problems = parse_manifest(manifest_row)
+        assert manifest == MANIFEST and problems == []
 
 
 def test_a_newer_version_is_not_taken_for_this_one() -> None:
     assert parse_beat(json.dumps({**BEAT, "v": 2}).encode()) is None
-    manifest, problems = parse_manifest({**MANIFEST.wire(), "v": 2})
+    manifest, problems = parse_manifest(sealed({**MANIFEST.wire(), "v": 3}))
     assert manifest is None and "version" in problems[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.decode.desk import SPEC
+from workloads.contract.config.bound import bound_fields
 from workloads.contract.config.job import JobSpec
 from workloads.contract.rundir import OrchHome, RunDir
 from workloads.models.decoder import Decoder
@@ -17,7 +18,7 @@ from workloads.runtime.agreement import Agreement
 from workloads.runtime.checkpoint import Checkpointer, Provenance
 from workloads.runtime.rankenv import RankEnv
 from workloads.runtime.retention import Retention
-from workloads.train.config import bound_fields
+from workloads.runtime.state import TorchState
 
 TRAINED = "tiny-20261120T093000Z-0001"
 
@@ -55,6 +56,7 @@ def home(tmp_path: Path, model: Decoder) -> OrchHome:
     assert env is not None
     bound = bound_fields(JobSpec.model_validate_json(json.dumps({"name": "tiny", "model": SPEC.model_dump()})))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    saver = Checkpointer(env, Agreement(), model, optimizer, Provenance("c", "d", {}), Retention(2))
+    alone = Agreement()
+    saver = Checkpointer(env, alone, TorchState(0, alone, model, optimizer), Provenance("c", "d", {}), Retention(2))
     assert saver.save(7, {"v": 1, "step": 7, "samples": 7, "config": bound, "corpus": "x"})
     return found

@@ -8,7 +8,7 @@ import pytest
 
 from tests.far.conftest import POD, Far
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.proof]
 
 
 def test_a_pod_is_measured_and_its_rows_are_brought_home(far: Far) -> None:

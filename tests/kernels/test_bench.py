@@ -250,7 +250,7 @@ def test_the_cpu_mode_runs_end_to_end(
     assert f"{len(made)} rows in" in out
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.long)])
 def test_the_kernels_themselves_run_in_the_bench(
     backend: str,
     tmp_path: Path,

@@ -364,6 +364,7 @@ def test_lengths_with_strides_and_lengths_that_are_none(device: torch.device) ->
         api.attention(q, k, v[..., :0])
 
 
+@pytest.mark.long
 def test_small_weights_are_not_lost_beside_a_large_one(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight of 1 and 9599 of 2^-25, 600 of them in its own slot: added to it one by one they come to nothing."""
     n, dim = 9600, 16

@@ -17,8 +17,12 @@ from tests.kernels.test_kv_decode import HALF, held, rand, step
 H200 = 132
 
 
-@pytest.mark.parametrize("queries", [1, 3])
-@pytest.mark.parametrize("group", [1, 4])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("queries", "group"), [(1, 4), (3, 1), pytest.param(1, 1, marks=LONG), pytest.param(3, 4, marks=LONG)]
+)
 def test_every_number_of_splits_gives_the_same(device: torch.device, queries: int, group: int) -> None:
     q, k, v, cache, before = step(device, 2, group, 1, queries, [0, 130], 150, 32, 32)
     outs = []

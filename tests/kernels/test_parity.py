@@ -37,7 +37,14 @@ def on_cpu() -> None:
         pytest.skip("the interpreter's cells; on a GPU run python -m kernels.parity --full")
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
+def _slow(cell: Cell) -> bool:
+    """Seven queries' plans, and 33 of them: seconds each in the interpreter."""
+    return "plan7" in cell.id or "-S33-" in cell.id
+
+
+@pytest.mark.parametrize(
+    "cell", [pytest.param(c, id=c.id, marks=[pytest.mark.long] if _slow(c) else []) for c in CELLS]
+)
 def test_a_cell(cell: Cell) -> None:
     on_cpu()
     outcome = run_cell(cell, "cpu", 0)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from pods.keeper.client import running
+from tests.lab.endhome import end_home
 from workloads.contract.files import try_read_json
-from workloads.contract.process import ProcId, marked
+from workloads.contract.process import ProcId
 from workloads.contract.rundir import OrchHome, RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -76,12 +75,12 @@ class Orch:
     def state(self, run: RunDir) -> str:
         return str((try_read_json(run.status) or {}).get("state"))
 
-    def wait(self, run: RunDir, *states: str, timeout_s: float = 150.0) -> dict[str, Any]:
+    def wait(self, run: RunDir, *states: str, timeout_s: float = 600.0) -> dict[str, Any]:
         """Until the run is in one of `states`; its status.json."""
         wait_for(lambda: self.state(run) in states, timeout_s, lambda: self.story(run))
         return try_read_json(run.status) or {}
 
-    def wait_step(self, run: RunDir, step: int, timeout_s: float = 120.0) -> None:
+    def wait_step(self, run: RunDir, step: int, timeout_s: float = 600.0) -> None:
         wait_for(lambda: steps_of(run)[-1:] >= [step], timeout_s, lambda: self.story(run))
 
     def story(self, run: RunDir) -> str:
@@ -98,17 +97,7 @@ class Orch:
             if process.poll() is None:
                 process.kill()
                 process.communicate(timeout=10)
-        for path in self.home.runs.glob("*/") if self.home.runs.exists() else ():
-            for ident in marked(path.name):
-                ident.signal(signal.SIGKILL)
-        record = running(self.home)
-        if record:
-            ProcId(record["pid"], record["start_time"], record["boot_id"]).signal(signal.SIGKILL)
-            shutil.rmtree(Path(record["socket"]).parent, ignore_errors=True)
-        for folder in (self.home.path / "ray").glob("*") if (self.home.path / "ray").exists() else ():
-            for ident in marked(folder.name, "ORCH_CLUSTER"):
-                ident.signal(signal.SIGKILL)
-            shutil.rmtree(f"/tmp/orch-{os.getuid()}-ray-{folder.name[:8]}", ignore_errors=True)
+        end_home(self.home)
 
     def remove(self) -> None:
         self.close()

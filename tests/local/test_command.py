@@ -114,7 +114,7 @@ time.sleep(600)
 def test_halting_a_plain_script_leaves_no_orphan(orch: Orch) -> None:
     """It knows nothing of orch and hides two children in sessions of their own: SIGTERM at once, then the sweep."""
     run = launch(orch, *command(script(orch, "forker.py", FORKER), name="forker"))
-    wait_for(lambda: len(marked(run.run_id)) >= 3, 60, lambda: orch.story(run))
+    wait_for(lambda: len(marked(run.run_id)) >= 3, 600, lambda: orch.story(run))
     shown = orch.json("halt", run.run_id)
     assert shown["runs"][0]["state"] == "halted"
     assert marked(run.run_id) == []
@@ -137,7 +137,7 @@ train()
 def test_an_untouched_script_is_dumped_and_lives_on(orch: Orch) -> None:
     sets = ("resources.ranks=2",)
     run = launch(orch, *command(script(orch, "worker.py", WORKER), name="worker", sets=sets))
-    wait_for(lambda: all(run.rank_log(r).exists() and "ready" in run.rank_log(r).read_text() for r in (0, 1)), 60)
+    wait_for(lambda: all(run.rank_log(r).exists() and "ready" in run.rank_log(r).read_text() for r in (0, 1)), 600)
     pids = [rank_pid(run, 1, r) for r in (0, 1)]
     shown = orch("dump", run.run_id)
     assert "inner" in shown and "train" in shown
@@ -164,7 +164,7 @@ for step in range(1, 100_000):
 
 def test_a_few_lines_give_a_script_heartbeats_and_graceful_halting(orch: Orch) -> None:
     run = launch(orch, *command(script(orch, "beating.py", BEATING), name="beating"))
-    wait_for(lambda: (orch.status(run)["step"] or 0) > 20, 60, lambda: orch.story(run))
+    wait_for(lambda: (orch.status(run)["step"] or 0) > 20, 600, lambda: orch.story(run))
     orch("halt", run.run_id)
     assert orch.state(run) == "halted"
     assert read_json(run.rank_record(1, 0))["exit_code"] == 75
@@ -178,7 +178,7 @@ def test_a_rank_ends_with_its_shim(orch: Orch) -> None:
     )
     run = launch(orch, *command(sleeper, name="shimkill", sets=("restart.backoff_s=[0]",)))
     orch.wait(run, "running")
-    record = wait_for(lambda: try_read_json(run.rank_record(1, 0)), 30)
+    record = wait_for(lambda: try_read_json(run.rank_record(1, 0)), 180)
     assert ProcId(record["shim_pid"], record["shim_start_time"], record["boot_id"]).signal(9)
     status = orch.wait(run, "succeeded", "failed")
     assert status["state"] == "succeeded" and status["attempt"] == 2, orch.story(run)

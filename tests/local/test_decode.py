@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -44,10 +43,10 @@ def test_left_alone_halted_and_resumed_it_answers_only_the_rest(orch: Orch) -> N
         })
     )  # fmt: skip
     process = orch.popen("decode", "job.yaml")
-    run = RunDir(wait_for(lambda: list(orch.home.runs.glob("talk-*")), 60)[0])
-    wait_for(lambda: run.decode_rows.exists() and run.decode_rows.stat().st_size, 120, lambda: orch.story(run))
+    run = RunDir(wait_for(lambda: list(orch.home.runs.glob("talk-*")), 300)[0])
+    wait_for(lambda: run.decode_rows.exists() and run.decode_rows.stat().st_size, 600, lambda: orch.story(run))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and f"orch decode --run {run.run_id}" in err, err
     orch("halt", run.run_id)
     halted = orch.json("decode", "--run", run.run_id, code=75)
@@ -58,8 +57,3 @@ def test_left_alone_halted_and_resumed_it_answers_only_the_rest(orch: Orch) -> N
     assert [t["case"] for t in whole["turns"]] == [f"{i}.1" for i in range(1, 6)]
     assert whole["turns"][: len(done)] == halted["turns"]
     assert f"going on behind the {len(done)} of 5 turns" in run.rank_log(0).read_text()
-
-
-def test_a_policy_that_is_none_is_refused_in_words_of_how_to_write_it(orch: Orch, tmp_path: Path) -> None:
-    out = orch("decode", "--prompt", "x", "--device", "cpu", "--kv-policy", POLICY.replace("q8_0", "q8"), code=1)
-    assert "error[E-DECODE-013]" in out and "did you mean 'q8_0@32'?" in out and "--kv-policy ksem=" in out

@@ -64,14 +64,15 @@ def test_go_and_no_go_from_the_command_to_the_verdict(orch: Orch, tree: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.proof
 def test_left_alone_halted_and_resumed_it_judges_only_the_rest(orch: Orch, tree: Path) -> None:
     make_tree(tree, FEW, SLOW)
     before = set(orch.home.runs.glob("parity-*"))
     process = orch.popen("parity", SUITE, "--device", "cpu")
-    run = RunDir(wait_for(lambda: set(orch.home.runs.glob("parity-*")) - before, 60).pop())
-    wait_for(lambda: len(rows_of(run.parity_rows)) >= 2, 120, lambda: orch.story(run))
+    run = RunDir(wait_for(lambda: set(orch.home.runs.glob("parity-*")) - before, 300).pop())
+    wait_for(lambda: len(rows_of(run.parity_rows)) >= 2, 600, lambda: orch.story(run))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and f"orch parity --run {run.run_id}" in err, out + err
     assert orch.state(run) == "running"
     orch("halt", run.run_id)
@@ -93,7 +94,7 @@ def test_a_job_that_requires_parity_is_launched_once_every_suite_is_go(orch: Orc
     make_tree(tree, FEW, ("kernels/kv_decode/matrix.py", f"    return {every}\n", f"    return {every}[:3]\n"))
     careful = ("launch", "tiny", "--set", "require=[parity]", "--set", "train.steps=2", *NO_GPU)
     process = orch.popen(*careful)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 6 and "error[E-PLAN-015]" in err and "fix:   orch parity\n" in err, err
     whole = orch.json("parity", "--device", "cpu")
     assert (whole["verdict"], whole["cells"]) == ("go", 9)
@@ -108,5 +109,5 @@ def test_a_wrong_cell_is_wrong_by_hand_too(orch: Orch, tree: Path) -> None:
     cell = a_cell(plan="2p2", null="contiguous")
     row = orch.json("parity", SUITE, "--device", "cpu", "--only", cell, code=1)["rows"][0]
     argv = [sys.executable, *shlex.split(row["command"])[1:]]
-    alone = subprocess.run(argv, cwd=tree, env=orch.env, capture_output=True, text=True, timeout=120, check=False)
+    alone = subprocess.run(argv, cwd=tree, env=orch.env, capture_output=True, text=True, timeout=600, check=False)
     assert alone.returncode == 1 and "no-go: 1 of 1 cells" in alone.stdout, alone.stdout + alone.stderr

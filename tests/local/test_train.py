@@ -112,7 +112,7 @@ def test_a_busy_cluster_queues_and_says_behind_whom(orch: Orch) -> None:
     orch.wait(first, "running", "starting")
     second = orch.launch(*small(10, "second"))
     orch.wait(second, "queued")
-    wait_for(lambda: first.run_id in orch.status(second)["reason"], 20, lambda: orch.story(second))
+    wait_for(lambda: first.run_id in orch.status(second)["reason"], 180, lambda: orch.story(second))
     third = orch.launch(*small(10, "third"))
     orch("halt", third.run_id)
     assert orch.state(third) == "halted" and steps_of(third) == []
@@ -126,7 +126,7 @@ def test_killing_the_cli_after_submission_harms_nothing(orch: Orch) -> None:
     def submitted() -> list[Path]:
         return list(orch.home.runs.glob("cli-killed-*"))
 
-    wait_for(submitted, 60)
+    wait_for(submitted, 600)
     process.kill()
     assert process.wait(10) == -signal.SIGKILL  # it followed: it did not end by itself before
     run = RunDir(submitted()[0])
@@ -152,11 +152,16 @@ def test_status_of_everything_and_logs(orch: Orch, unbroken: RunDir) -> None:
     assert "step 160 | loss" in unbroken.rank_log(0).read_text()
 
 
-def test_a_refused_configuration_fails_at_once(orch: Orch) -> None:
-    run = orch.launch(*small(20, "refused"), "--set", "data.source=text", "--set", "data.path=/nonexistent/corpus")
-    status = orch.wait(run, "failed", "succeeded")
-    assert status["state"] == "failed" and "77" in json.dumps(status["exit_codes"]), status
-    assert status["attempt"] == 1
+def test_a_refused_configuration_fails_at_once_and_so_do_data_that_are_not_there(orch: Orch) -> None:
+    tokenizer = orch.work / "tokenizer.json"
+    tokenizer.write_text("{}")
+    refused = orch.launch(*small(20, "refused"), "--set", f"data.tokenizer={tokenizer}")
+    missing = orch.launch(*small(20, "missing"), "--set", "data.source=text", "--set", "data.path=/nonexistent/corpus")
+    words_of_missing = "the data are not there (E-DATA-001, /nonexistent/corpus)"
+    for run, code, words in ((refused, 77, ""), (missing, 1, words_of_missing)):
+        status = orch.wait(run, "failed", "succeeded")
+        assert status["state"] == "failed" and set(status["exit_codes"].values()) == {code}, status
+        assert words in status["reason"] and status["attempt"] == 1, status
 
 
 def test_recipes_launch_from_anywhere(orch: Orch) -> None:

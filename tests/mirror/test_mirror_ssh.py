@@ -75,12 +75,14 @@ def site(tmp_path: Path, sshds: dict[str, Sshd]) -> Iterator[Site]:
 
 @pytest.mark.long
 def test_status_finds_the_runs_of_a_pod_that_was_never_asked(site):
+    began = time.monotonic()
     made = site.running()
     ran = site.orch("status", "--json")
+    took = time.monotonic() - began
     assert ran.code == 0, ran.err
     (row,) = ran.json["runs"]
     assert (row["run"], row["state"], row["step"], row["pod_reachable"]) == (made.run.run_id, "running", 7, True)
-    assert row["seen_age_s"] < 5 and row["last_beat_age_s"] < 10
+    assert row["seen_age_s"] <= took and row["last_beat_age_s"] <= took + 1  # a beat's time is rounded
     one = site.orch("status", "tiny")
     assert one.code == 0 and "rank 1" not in one.err
     assert f"box:{site.there['box'].path}/runs/{made.run.run_id}" in one.out and "live" in one.out

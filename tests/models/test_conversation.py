@@ -225,6 +225,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_1000_steps_hold_memory_flat() -> None:
     talk = Conversation(MODEL, rows=2, capacity=1100)
     talk.turn([[1, 2], [3]], 100)

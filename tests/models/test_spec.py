@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from orchestrator.jobs.sizes import parameters
 from tests.models.published import STRETCHED
+from workloads.contract.config.bound import bound_fields, refuse_changes
 from workloads.contract.config.job import JobSpec, ModelSpec, RopeScalingSpec
 from workloads.contract.errors import SpecError
 from workloads.models.decoder import Decoder
 from workloads.models.rope import Rope, frequencies
-from workloads.train.config import bound_fields, refuse_changes
 
 
 @pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])

@@ -27,6 +27,13 @@ def test_one_gpu() -> None:
     assert error is None
 
 
+def test_the_short_query_tells_the_driver() -> None:
+    asked = gpus_module.NVIDIA_SMI[1].split("=")[1].split(",")
+    answer = dict.fromkeys(asked, "0") | {"uuid": "GPU-6b1f0e6a-95b1", "name": "NVIDIA H200", "driver_version": "580.1"}
+    gpus, error = parse_nvidia_smi(smi(", ".join(answer[k] for k in asked) + "\n"))
+    assert gpus == (Gpu(0, "GPU-6b1f0e6a-95b1", "NVIDIA H200", 0, 0, driver="580.1"),) and error is None
+
+
 def test_eight_gpus() -> None:
     text = "".join(f"{i}, GPU-{i:08x}-aaaa-bbbb-cccc-0123456789ab, NVIDIA H100 80GB HBM3, 81559, 3\n" for i in range(8))
     gpus, error = parse_nvidia_smi(smi(text))

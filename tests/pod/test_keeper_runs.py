@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pods.keeper.runs import Runs, Submission, lock_is_held, pending_requests, tree_of
+from pods.keeper.troubles import Troubles
 from workloads.contract.files import atomic_write_json
 from workloads.contract.rundir import OrchHome, RunDir, make_run_id
 
@@ -32,7 +33,7 @@ def make_run(home: OrchHome, state: str | None = None, name: str = "a") -> RunDi
 
 def watch(home: OrchHome) -> tuple[Runs, list[str]]:
     lines: list[str] = []
-    return Runs(home, lines.append), lines
+    return Runs(home, Troubles(lines.append)), lines
 
 
 def test_who_needs_a_supervisor(home: OrchHome) -> None:

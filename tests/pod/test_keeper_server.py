@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from pods.keeper.client import KeeperClient, ensure_keeper, running
 from pods.keeper.keeper import Keeper
 from pods.keeper.server import Operations, Server
 from pods.tree import ensure_tree
+from workloads.contract.process import ProcId
 from workloads.contract.rundir import OrchHome
 
 
@@ -51,3 +53,24 @@ def test_a_keeper_that_goes_down_says_so(tmp_path: Path) -> None:
         deadline = time.monotonic() + 5
         while running(home) is not None and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def test_a_keeper_whose_home_was_made_anew_leaves_it_to_the_other_one(tmp_path: Path) -> None:
+    home = OrchHome(tmp_path)
+    tree = ensure_tree(home)
+    ensure_keeper(home, sys.executable, tree)
+    old = running(home)
+    assert old is not None
+    shutil.rmtree(home.keeper)
+    ensure_keeper(home, sys.executable, tree)
+    new = running(home)
+    assert new is not None and new["pid"] != old["pid"]
+    try:
+        process = ProcId(old["pid"], old["start_time"], old["boot_id"])
+        deadline = time.monotonic() + 30
+        while process.alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not process.alive()
+        assert running(home) == new, "what carries the name is the new one's"
+    finally:
+        KeeperClient(home).down()

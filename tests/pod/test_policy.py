@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pods.keeper import policy
-from pods.keeper.policy import EndKeeper, RaySeen, RunSeen, StopRay, Submit, WantRay, decide
+from pods.keeper.policy import EndKeeper, LastWord, RaySeen, RunSeen, StopRay, Submit, WantRay, decide
 
 UP = RaySeen("up", "c1", "g2")
 DOWN = RaySeen("down", None, "")
@@ -32,6 +32,24 @@ def test_ray_restarts_a_killed_actor_so_a_lock_free_for_2_s_is_left_alone() -> N
 def test_a_lost_supervisor_is_submitted_again_after_10_s() -> None:
     run = replace(NEW, submitted_to="g2", lock_free_s=11.0, submitted_age_s=500.0, job_status="SUCCEEDED")
     assert Submit(run.run_id, "no supervisor although the last submission is SUCCEEDED") in decide([run], UP, 0)
+
+
+def test_a_run_that_nobody_can_supervise_keeps_no_other_waiting() -> None:
+    lost = replace(NEW, run_id="b-20261121T000000Z-0002", cluster="c0", stranded="no Python", stranded_s=5.0)
+    assert decide([lost, NEW], DOWN, 0) == [WantRay("c1")], "although it is older and wants another Ray"
+    late = replace(lost, stranded_s=31.0)
+    assert decide([late, NEW], DOWN, 0) == [LastWord(lost.run_id, "no Python"), WantRay("c1")]
+    assert decide([replace(late, submitted_to="g", lock_free_s=2.0)], DOWN, 0) == [], "its supervisor may come back"
+    assert decide([replace(late, supervised=True)], DOWN, 9999) == [], "the keeper stays for it"
+    assert decide([lost], UP, 9999) == [StopRay("no run for 600 s")]
+
+
+def test_a_ray_that_can_start_nothing_is_made_anew_once_a_run_needs_it() -> None:
+    lame, cared = replace(UP, lame=True), replace(NEW, supervised=True, submitted_to="g2")
+    assert decide([cared], lame, 0) == [WantRay("c1")], "what lives in it lives on"
+    assert decide([cared, NEW], lame, 0) == [StopRay("its Python is gone, and a run needs a supervisor")]
+    lost = replace(cared, supervised=False, lock_free_s=11.0)
+    assert decide([lost], lame, 0) == [StopRay("its Python is gone, and a run needs a supervisor")]
 
 
 def test_a_submission_under_way_is_waited_for() -> None:

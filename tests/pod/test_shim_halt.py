@@ -126,8 +126,8 @@ def test_a_stop_order_ends_the_rank_without_a_halt(lab: Lab) -> None:
 
 
 def test_a_stopped_rank_hears_sigterm(lab: Lab) -> None:
-    lab.sh(POLITE, halt={"term_s": 0.1, "kill_s": 30.0})
+    lab.sh(POLITE, halt={"term_s": 0.1, "kill_s": 120.0})
     lab.says(b"up")
     lab.rank().signal(signal.SIGSTOP)
     lab.run.halt.touch()
-    assert lab.ended(timeout_s=8)["exit_code"] == 75
+    assert lab.ended(timeout_s=100)["exit_code"] == 75

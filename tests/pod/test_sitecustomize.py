@@ -20,9 +20,11 @@ def others() -> list[str]:
     return [p for p in found if subprocess.run([p, "-c", ""], capture_output=True, timeout=30).returncode == 0]
 
 
-def python(code: str, *path: Path, executable: str = sys.executable, **env: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *path: Path, executable: str = sys.executable, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     whole = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(map(str, (SITE, *path)))} | env
-    return subprocess.run([executable, "-c", code], env=whole, capture_output=True, text=True, timeout=30)
+    return subprocess.run([executable, "-c", code], env=whole, capture_output=True, text=True, timeout=30, cwd=cwd)
 
 
 def quiet(got: subprocess.CompletedProcess[str]) -> str:
@@ -36,6 +38,26 @@ def test_a_dump_signal_writes_the_stacks(tmp_path: Path, executable: str) -> Non
     code = "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nprint('alive')"
     assert quiet(python(code, executable=executable, ORCH_STACKDUMP=str(dump))) == "alive"
     assert "most recent call first" in dump.read_text() and dump.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("executable", [sys.executable, *others()])
+def test_a_program_that_takes_the_signal_is_left_alone(tmp_path: Path, executable: str) -> None:
+    dump = tmp_path / "dump.txt"
+    code = f"""
+import os, signal
+def holders(): return sum(os.path.realpath('/proc/self/fd/' + n) == {str(dump)!r} for n in os.listdir('/proc/self/fd'))
+before = holders()
+signal.signal(signal.SIGUSR2, lambda *a: print('two'))
+between = holders()
+signal.signal(signal.SIGUSR1, lambda *a: print('mine'))
+os.kill(os.getpid(), signal.SIGUSR1)
+mine = open({str(tmp_path / "data")!r}, 'wb')
+signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+mine.write(b'whole'); mine.close()
+print(before, between, holders(), signal.signal.__name__)
+"""
+    got = quiet(python(code, executable=executable, ORCH_STACKDUMP=str(dump)))
+    assert got == "mine\n1 1 0 signal" and dump.read_text() == "" and (tmp_path / "data").read_text() == "whole"
 
 
 @pytest.mark.parametrize("dump", [False, True])
@@ -54,8 +76,8 @@ def test_without_a_dump_file_nothing_is_registered() -> None:
 
 
 @pytest.mark.parametrize("dump", ["/nowhere/at/all", "", "/", "/dev/null/x", "\udcff"])
-def test_a_bad_dump_file_is_silent(dump: str) -> None:
-    assert quiet(python("print('ran')", ORCH_STACKDUMP=dump)) == "ran"
+def test_a_bad_dump_file_is_silent(tmp_path: Path, dump: str) -> None:
+    assert quiet(python("print('ran')", cwd=tmp_path, ORCH_STACKDUMP=dump)) == "ran"
 
 
 @pytest.mark.parametrize("number", ["9", "11", "-1", "999", "USR2", "²", "1" * 5000])

@@ -207,18 +207,25 @@ def test_this_machine_is_a_pod_too(repo: Path, home: OrchHome, own_tree: Path, t
 
 @pytest.mark.long
 def test_ten_thousand_files(tmp_path: Path, home: OrchHome, pod: FarPod) -> None:
+    """What is read and sent; how long that takes is `make bench-ssh`'s to say."""
     folder = tmp_path / "many"
     for i in range(100):
         write(folder, {f"p{i}/m{j}.py": os.urandom(1500) + b"x = 1\n" * 250 for j in range(100)})
     git(folder, "init", "-q")
     time.sleep(2.1)  # younger files are hashed again
-    first = push_snapshot(pod, scan(folder, home), home=home)
-    assert first.files_sent == 10_000
-    began = time.monotonic()
-    assert push_snapshot(pod, scan(folder, home), home=home).files_sent == 0
-    second_s = time.monotonic() - began
+    told = Told(pod)
+    first = scan(folder, home)
+    pushed = push_snapshot(told, first, home=home)
+    assert (first.hashed, pushed.files_sent, pushed.bytes_sent) == (10_000, 10_000, 10_000 * 3000)
+    assert len(told.ops()) <= 12  # by the thousand or by 4 MiB, and no file has a request of its own
+
+    unchanged = scan(folder, home)
+    assert (unchanged.hashed, push_snapshot(told, unchanged, home=home).files_sent) == (0, 0)
+    assert [(op, size) for op, _, size in told.asked] == [("code.look", 0)]
+    told.ops()
+
     write(folder, {"p5/m5.py": "changed"})
-    began = time.monotonic()
-    assert push_snapshot(pod, scan(folder, home), home=home).files_sent == 1
-    print(f"first {first.seconds:.2f} s, unchanged {second_s:.2f} s, one changed {time.monotonic() - began:.2f} s")
-    assert second_s <= 1.0
+    changed = scan(folder, home)
+    assert (changed.hashed, push_snapshot(told, changed, home=home).files_sent) == (1, 1)
+    assert sum(size for _, _, size in told.asked) < 1000
+    assert told.ops() == ["code.look", "code.offer", "code.blobs", "code.commit"]

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.health.facts import PodFacts, RankFacts
 from orchestrator.supervisor.engine import Engine
 from orchestrator.supervisor.hands import free_port
 from orchestrator.supervisor.journal import Journal
 from orchestrator.supervisor.observe import Figures, PodEye
 from orchestrator.supervisor.seen import GangSeen, GangState, RankSeen
 from orchestrator.supervisor.spec import RunSpec, parse_spec
+from pods.keeper.dumping import carry_out_dump
+from pods.keeper.runs import pending_requests
 from pods.keeper.spawn import clean_env, spawn_detached
+from pods.remote.left import left_of
 from pods.remote.reap import reap_lost
 from tests.supervisor.runs import ROOT
-from workloads.contract.files import read_json, try_read_json
-from workloads.contract.process import ProcId, marked, sweep_mark
+from workloads.contract.files import atomic_write_json, read_json, try_read_json
+from workloads.contract.process import ProcId, marked, sweep
+from workloads.contract.records import as_wire
 from workloads.contract.rundir import RunDir
 
 
@@ -30,8 +36,12 @@ class DirectGang:
     run: RunDir
     seen: GangSeen = field(default_factory=lambda: GangSeen(GangState.READY))
     held: Mapping[str, str] | None = field(default_factory=dict)
+    gpu_before: Mapping[str, float] = field(default_factory=dict)
+    gpu_stays: Sequence[str] = ()
     released: bool = False
     spawned: int = 0
+    keeper: bool = True  # False: nobody answers dumps
+    dumps: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._eye = PodEye(self.run, self.spec.pods[0].name, self.spec.pods[0].ranks)
@@ -41,7 +51,19 @@ class DirectGang:
 
     def ranks(self, attempt: int) -> tuple[tuple[RankSeen, ...], Figures, int]:
         reap_lost(self.run, attempt)  # the keeper's work
+        for path in pending_requests(self.run, "dump") if self.keeper else ():
+            if path.name not in self.dumps:
+                self.dumps.add(path.name)
+                threading.Thread(target=self._dump, args=(path,), daemon=True).start()
         return tuple(self._eye.look(attempt)), self._eye.figures(), self._eye.best_step()
+
+    def _dump(self, path: Path) -> None:
+        ack = carry_out_dump(self.run, try_read_json(path) or {})
+        atomic_write_json(RunDir.ack_of(path), as_wire(ack))
+
+    def health(self, now: float) -> tuple[Sequence[RankFacts], Sequence[PodFacts]]:
+        ranks, pod = self._eye.facts(now)
+        return ranks, [pod]
 
     def strays(self) -> tuple[int, ...] | None:
         return self._eye.strays()
@@ -58,6 +80,13 @@ class DirectGang:
     def devices(self) -> Mapping[str, Sequence[str]]:
         return {}
 
+    def gpu_used(self) -> Mapping[str, float]:
+        return self.gpu_before
+
+    def gpu_left(self, before: Mapping[str, float]) -> Sequence[str]:
+        assert before == self.gpu_before
+        return self.gpu_stays
+
     def free_port(self) -> int:
         return free_port()
 
@@ -69,7 +98,7 @@ class DirectGang:
             spawn_detached(sys.executable, argv, env=env, log=self.run.logs / "spawn.log")
 
     def sweep(self, mark: str) -> None:
-        sweep_mark(mark, 1.0)
+        sweep(lambda: left_of(self.run), 1.0)
 
     def release(self) -> None:
         self.released = True
@@ -83,11 +112,20 @@ class Desk:
     """A run and the supervisor's engine over it; `again()` is a supervisor that was killed and came back."""
 
     run: RunDir
+    speed: float = 1.0
+    """seconds of the engine's clock in a real one: limits of health pass sooner, processes do not"""
     gang: DirectGang = field(init=False)
     engine: Engine = field(init=False)
+    _now: float = field(default_factory=time.monotonic)
+    _real: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.again()
+
+    def tick(self) -> bool:
+        real = time.monotonic()
+        self._now, self._real = self._now + (real - self._real) * self.speed, real
+        return self.engine.tick(self._now)
 
     def again(self) -> None:
         spec = parse_spec(read_json(self.run.run_json))
@@ -107,15 +145,15 @@ class Desk:
         row = read_json(self.run.rank_record(attempt, rank))
         return ProcId(row["pid"], row["start_time"], row["boot_id"])
 
-    def turn(self, until: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    def turn(self, until: Callable[[], bool], timeout_s: float = 180.0, every_s: float = 0.05) -> None:
         """Look and act until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while not until():
             assert time.monotonic() < deadline, f"{self.status}\n{self.run.events.read_text()}"
-            self.engine.tick(time.monotonic())
-            time.sleep(0.05)
+            self.tick()
+            time.sleep(every_s)
 
-    def until(self, state: str, attempt: int | None = None, timeout_s: float = 30.0) -> dict[str, object]:
+    def until(self, state: str, attempt: int | None = None, timeout_s: float = 180.0) -> dict[str, object]:
         self.turn(
             lambda: self.status.get("state") == state and attempt in (None, self.status.get("attempt")), timeout_s
         )
@@ -124,7 +162,7 @@ class Desk:
     def leave(self) -> None:
         """Go on until the engine says that the run is left."""
         deadline = time.monotonic() + 10.0
-        while not self.engine.tick(time.monotonic()):
+        while not self.tick():
             assert time.monotonic() < deadline
             time.sleep(0.05)
 

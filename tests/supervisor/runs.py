@@ -23,6 +23,7 @@ def run_row(home: OrchHome, run_id: str, argv: Sequence[str], **changes: Any) ->
         "operator": "test@here", "head": "local", "cluster": "abc123abc123",
         "job": {
             "restart": changes.pop("restart", {"max": 3, "backoff_s": [0, 0.2]}),
+            "health": changes.pop("health", {}),
             "halt": {"grace_s": changes.pop("grace_s", 600.0)}, "train": {"steps": 50},
         },
         "pods": [

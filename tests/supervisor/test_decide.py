@@ -6,33 +6,49 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.supervisor.decide import decide
-from orchestrator.supervisor.memory import Memory
-from orchestrator.supervisor.outcome import is_bad
-from orchestrator.supervisor.seen import (
+from orchestrator.health.facts import Act, Cleared, Finding
+from orchestrator.supervisor.actions import (
     Action,
+    AskDump,
+    End,
     Fall,
-    GangSeen,
-    GangState,
+    Found,
+    Healed,
     LatchHalt,
     Leave,
-    Limits,
-    RankPhase,
-    RankSeen,
-    RequestSeen,
     Resume,
-    Seen,
     Spawn,
     Start,
     Stop,
     Tell,
+    TellDump,
     Transition,
+    WatchdogHalt,
 )
+from orchestrator.supervisor.decide import LIVING, decide
+from orchestrator.supervisor.illness import Mark
+from orchestrator.supervisor.memory import Memory
+from orchestrator.supervisor.outcome import is_bad
+from orchestrator.supervisor.seen import (
+    Care,
+    DumpSeen,
+    GangSeen,
+    GangState,
+    Limits,
+    RankPhase,
+    RankSeen,
+    RequestSeen,
+    Seen,
+)
+from orchestrator.supervisor.told import dump_data, found_data, place_of
+from orchestrator.supervisor.treat import DUMP_WAIT_S, STALLS, UNSEEN
 from workloads.contract.haltfile import Halt
-from workloads.contract.records import Event, RankRecord, RunVerdict
+from workloads.contract.health import SHARP, Rule, Rung
+from workloads.contract.records import Ack, Event, RankRecord, RunVerdict
 from workloads.contract.states import ENDED, RESUMABLE, TRANSITIONS, RunState
 
 LIMITS = Limits("train", 3, (0.0, 5.0, 30.0))
@@ -47,7 +63,7 @@ def record(rank: int = 0, *, code: int | None = None, signal: int | None = None,
 
 
 def rank(number: int, phase: RankPhase, rec: RankRecord | None = None, step: int | None = None) -> RankSeen:
-    return RankSeen(number, "local", phase, rec, None, step)
+    return RankSeen(number, "local", phase, rec, None, step, Mark("progress", step, step))
 
 
 def ended(number: int, **kwargs: object) -> RankSeen:
@@ -87,10 +103,27 @@ def fold(memory: Memory, actions: list[Action]) -> Memory:
             event = Event(0, 0.0, memory.attempt, "s", "rank-exit", a.why, data={"rank": a.rank})
         elif isinstance(a, Resume):
             event = Event(0, 0.0, memory.attempt, "s", "state", "", to="resuming", data={"request": a.request.name})
+        elif (health := health_event(memory, a)) is not None:
+            event = health
         else:
             continue
         memory = memory.apply(event)
     return memory
+
+
+def health_event(memory: Memory, a: Action) -> Event | None:
+    """What the watchdog writes for its actions."""
+    if isinstance(a, Found):
+        what, why, data = "health", a.act.finding.why, found_data(a)
+    elif isinstance(a, Healed):
+        what, why, data = "health-clear", a.why, place_of(a.ill)
+    elif isinstance(a, TellDump):
+        what, (why, data) = "dump", dump_data(a.due, a.ack)
+    elif isinstance(a, End):
+        what, why, data = "stop", a.ill.why, place_of(a.ill) | {"rung": a.ill.rung.value}
+    else:
+        return None
+    return Event(0, 0.0, memory.attempt, "s", what, why, data={k: v for k, v in data.items() if v is not None})
 
 
 RECORDS = st.builds(
@@ -120,8 +153,35 @@ REQUESTS = st.lists(
     ),
     max_size=2,
 ).map(tuple)  # fmt: skip
+FINDINGS = st.builds(
+    lambda rule, rank: Finding(rule, f"rank {rank} is ill", rank, None if rank is not None else "local"),
+    st.sampled_from(
+        [Rule.NO_STEP, Rule.NO_STEP, Rule.NO_BEAT, Rule.NAN, Rule.PHASE_OVER, Rule.POD_SILENT, Rule.GPU_MISSING]
+    ),
+    st.sampled_from([0, 1, None]),
+)
+ACK = Ack(True, "keeper", 1.0, "", {"groups": []})
+CARE = st.builds(
+    Care,
+    news=st.lists(
+        st.one_of(
+            st.builds(Act, st.sampled_from(list(Rung)), FINDINGS, st.sampled_from([False, False, True])),
+            st.builds(Act, st.sampled_from(list(Rung)), FINDINGS, st.just(False)),
+            st.builds(Cleared, FINDINGS, st.just(3.0)),
+        ),
+        max_size=2,
+    ).map(tuple),
+    adopted=st.lists(FINDINGS.map(lambda f: f.key), max_size=2).map(frozenset),
+    dump=st.builds(
+        DumpSeen, st.booleans(), st.sampled_from([None, ACK, replace(ACK, ok=False)]), st.sampled_from([0.0, 100.0])
+    ),
+    due_s=st.sampled_from([0.0, 20.0]),
+    blind=st.sampled_from(["", "", "", "gone"]),
+    anew=st.sampled_from([False] * 9 + [True]),
+)
 LOOKS = st.fixed_dictionaries(
     {
+        "care": st.one_of(st.just(Care()), st.just(Care()), CARE),
         "ranks": RANKS,
         "gang": st.sampled_from(list(GangState)).map(lambda g: GangSeen(g, "figures")),
         "in_state_s": st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
@@ -140,9 +200,23 @@ LOOKS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(LOOKS, min_size=5, max_size=25), st.sampled_from(["train", "command"]))
+HISTORIES = (st.lists(LOOKS, min_size=5, max_size=25), st.sampled_from(["train", "command"]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(*HISTORIES)
 def test_promises_on_random_histories(looks: list[dict[str, object]], kind: str) -> None:
+    _check_promises(looks, kind)
+
+
+@pytest.mark.long
+@settings(max_examples=400, deadline=None)
+@given(*HISTORIES)
+def test_promises_on_many_random_histories(looks: list[dict[str, object]], kind: str) -> None:
+    _check_promises(looks, kind)
+
+
+def _check_promises(looks: list[dict[str, object]], kind: str) -> None:
     memory = Memory()
     for look in looks:
         s = seen(None)
@@ -156,8 +230,64 @@ def test_promises_on_random_histories(looks: list[dict[str, object]], kind: str)
         assert any(isinstance(a, Leave | Resume) for a in actions) == (memory.state in ENDED)
         if any(isinstance(a, Stop) for a in actions):
             given_up = s.spawn_tries >= 6 and any(r.phase == RankPhase.ABSENT for r in s.ranks)
-            assert given_up or any(is_bad(r.finished) for r in s.ranks), "stopped without a bad end that was seen"
+            told = given_up or memory.health.ending is not None
+            assert told or any(is_bad(r.finished) for r in s.ranks), "stopped without a bad end that was seen"
+        _check_care(s, actions)
         memory = fold(memory, actions)
+
+
+SICK = st.fixed_dictionaries(
+    {
+        "care": CARE,
+        "ranks": st.lists(
+            st.sampled_from(
+                [alive(0, 5)] * 20 + [alive(0, 6), rank(0, RankPhase.UNKNOWN)] * 2
+                + [ended(0, signal=9), ended(0, signal=9, cause="stopped")]
+            ),
+            min_size=2, max_size=2,
+        ).map(lambda rs: tuple(replace(r, rank=i) for i, r in enumerate(rs))),
+        "halt": st.sampled_from([None] * 30 + [HALT]),
+        "stopping": st.booleans(),
+        "in_state_s": st.sampled_from([1.0, 1.0, 1000.0]),
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(SICK, min_size=3, max_size=15))
+def test_what_is_sharp_on_random_histories_of_sick_ranks(looks: list[dict[str, object]]) -> None:
+    memory = Memory(RunState.RUNNING, attempt=1, closed=False)
+    for look in looks:
+        s = replace(seen(None), strays=(), **look, memory=memory)  # type: ignore[arg-type]
+        if memory.state not in LIVING:
+            return
+        actions = decide(s)
+        _check_moves(s, [a for a in actions if isinstance(a, Transition | Start | Resume)])
+        _check_care(s, actions)
+        before, memory = memory, fold(memory, actions)
+        if before.health.ending is not None and before.halt is None and memory.state == RunState.RESUMING:
+            assert memory.reason.startswith(before.health.ending.why)
+        if memory.state == RunState.FAILED and before.health.ending is not None:
+            assert before.health.ending.rung == Rung.GIVE_UP or "restarts brought" in memory.reason
+
+
+def _check_care(s: Seen, actions: Sequence[Action]) -> None:
+    """Nothing sharp from what was not seen, not dumped or only observed; a halt beats a restart."""
+    due = s.memory.health.due
+    sharp = [a for a in actions if isinstance(a, End | WatchdogHalt)]
+    assert len(sharp) <= 1 and sum(isinstance(a, AskDump) for a in actions) <= 1
+    assert s.memory.state in LIVING or not any(isinstance(a, Found | AskDump | End | WatchdogHalt) for a in actions)
+    for act in sharp:
+        assert due is not None and act.ill == due and due.rung in SHARP and not due.observed
+        assert s.halt is None and s.memory.halt is None, "a halt was asked for"
+        assert not s.care.blind and not s.care.anew and due.rule not in UNSEEN
+        assert due.dumped or s.care.due_s >= DUMP_WAIT_S
+        assert isinstance(act, WatchdogHalt) == (due.rung == Rung.HALT)
+        assert not any(is_bad(r.finished) for r in s.ranks), "the rank that died is the reason"
+        mine = [r for r in s.ranks if due.rank in (None, r.rank)]
+        if due.rule in STALLS and due.mark is not None:
+            assert all(r.mark.step == due.mark.step for r in mine), "it went on since"
+        assert any(r.phase in (RankPhase.ALIVE, RankPhase.CLOSING, RankPhase.ENDED) for r in mine)
 
 
 def _check_moves(s: Seen, moves: Sequence[Action]) -> None:
@@ -177,7 +307,9 @@ def _check_moves(s: Seen, moves: Sequence[Action]) -> None:
         if to == RunState.RESUMING and not isinstance(move, Resume):
             assert not halted
         if to in ENDED and memory.state not in (RunState.QUEUED, RunState.PREPARING, RunState.RESUMING):
-            assert all(r.phase in (RankPhase.ENDED, RankPhase.ABSENT) for r in s.ranks)
+            left = [r for r in s.ranks if r.phase not in (RankPhase.ENDED, RankPhase.ABSENT)]
+            named = memory.state == RunState.HALTING and all(f"rank {r.rank}: " in move.why for r in left)  # type: ignore[union-attr]
+            assert not left or (named and not any(r.phase == RankPhase.UNKNOWN for r in left))
 
 
 def test_it_is_quick() -> None:
@@ -260,6 +392,13 @@ def test_the_cause_is_named_and_not_its_echo() -> None:
     assert actions[0] == Fall(1, "rank 1 was killed by signal 9 (SIGKILL)")
     move = only_transition(actions)
     assert move.to == RunState.RESUMING and move.why.startswith("rank 1 was killed by signal 9 (SIGKILL)")
+
+
+def test_out_of_memory_is_told_as_such_with_what_it_held_and_who_goes_with_it() -> None:
+    killed = ended(1, signal=9, cause="signalled", oom=True, max_rss_mib=812.4, step=412)
+    fall = decide(seen(RunState.RUNNING, (alive(0, 412), killed, alive(2, 412)), strays=None))[0]
+    words = "rank 1 was killed by signal 9 (out of memory) at step 412, having held up to 812 MiB"
+    assert fall == Fall(1, f"{words}; ended with it: rank 0, 2")
 
 
 def test_devices_that_cannot_be_looked_at_are_told_and_nothing_is_started() -> None:

@@ -6,15 +6,19 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from orchestrator.runs.find import pick
+from orchestrator.runs.index import IndexRow
 from orchestrator.supervisor.seen import GangSeen, GangState
 from tests.supervisor.direct import Desk
 from tests.supervisor.runs import make_run, request
-from workloads.contract.files import read_json
+from workloads.contract.errors import UsageError
+from workloads.contract.files import read_json, try_read_json
 from workloads.contract.process import marked
 from workloads.contract.rundir import OrchHome, RunDir
 
@@ -57,6 +61,7 @@ def test_a_killed_rank_is_named_its_peer_ended_and_both_restarted(make: Make) ->
     desk = make(SLEEP, world=2)
     desk.until("running", 1)
     peer = desk.pid(1, 0)
+    desk.turn(lambda: "up" in desk.run.rank_log(1).read_text())
     desk.pid(1, 1).signal(signal.SIGKILL)
     status = desk.until("running", 2)
     assert not peer.alive() and status["restarts"] == 1
@@ -257,3 +262,33 @@ def test_a_double_forked_child_is_gone_before_the_next_attempt(make: Make) -> No
     desk.pid(1, 0).signal(signal.SIGKILL)
     desk.until("running", 2)
     assert not any(p.alive() for p in old)
+
+
+def test_a_run_whose_directory_was_removed_is_left_once_nothing_of_it_lives(make: Make, tmp_path: Path) -> None:
+    desk = make(SLEEP)
+    desk.until("running", 1)
+    rank = desk.pid(1, 0)
+    row = IndexRow(desk.run.run_id, "sup", 0.0, "command", ("local",), present=False)
+    desk.run.path.rename(tmp_path / "away")
+    desk.speed = 30.0
+    for _ in range(30):  # some 45 s of the engine's clock
+        assert not desk.tick(), "it may come back, and its rank lives"
+        time.sleep(0.05)
+    assert rank.alive() and not desk.gang.released
+    with pytest.raises(UsageError, match="its processes live") as told:
+        pick([row], desk.run.run_id)
+    assert str(rank.pid) in str(told.value.fix)
+    for ident in marked(desk.run.run_id):
+        ident.signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not desk.tick():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert desk.gang.released and not desk.run.path.exists(), "what was removed is not made again"
+    with pytest.raises(UsageError, match="is gone") as told:
+        pick([row], desk.run.run_id)
+    assert "--rebuild" in str(told.value.fix)
+    (tmp_path / "away").rename(desk.run.path)  # its shim waits for a place for its last record
+    while try_read_json(desk.run.rank_record(1, 0)) is None or "ended" not in read_json(desk.run.rank_record(1, 0)):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.05)

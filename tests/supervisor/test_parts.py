@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.supervisor import inbox
-from orchestrator.supervisor.actor import take_lock
 from orchestrator.supervisor.attempt import archive_halt, fresh_beat
 from orchestrator.supervisor.behind import Holder, explain, holders, impossible
 from orchestrator.supervisor.bounded import BoundedCaller, StillBusyError
 from orchestrator.supervisor.hands import busy_devices, free_port, parse_uuids
 from orchestrator.supervisor.journal import Journal, parse_events
 from orchestrator.supervisor.leftovers import leftovers
+from orchestrator.supervisor.lock import take_lock
 from orchestrator.supervisor.memory import Memory
 from orchestrator.supervisor.orders import make_orders
 from orchestrator.supervisor.seen import RequestSeen

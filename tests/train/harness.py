@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from workloads.contract.config.job import JobSpec
+from workloads.contract.process import catches
 from workloads.contract.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ID = "test-20260101T000000Z-abcd"
+PATIENCE_S = 600.0
+"""How long ranks may take before they are called hung. Beside other work at a higher priority a start that needs 4 s
+alone took 110 s."""
+DUMP_S = 20.0
 
 TINY: dict[str, Any] = {
     "name": "test",
@@ -62,22 +67,37 @@ class Ranks:
     procs: list[subprocess.Popen[bytes]]
     errors: dict[int, str] = field(default_factory=dict)
 
-    def wait(self, timeout_s: float = 120.0) -> list[int]:
+    def wait(self, timeout_s: float = PATIENCE_S) -> list[int]:
         deadline = time.monotonic() + timeout_s
         try:
             return [p.wait(max(0.1, deadline - time.monotonic())) for p in self.procs]
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"ranks did not end:\n{self.log(0)}\n{self.log(1)}") from None
+            raise AssertionError(f"ranks did not end:\n{self.story()}") from None
 
     def log(self, rank: int = 0) -> str:
         path = self.run.rank_log(rank)
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
+    def story(self) -> str:
+        """What every rank said, and where those that live are: the stacks of their threads."""
+        asked = [p for p in self.procs if p.poll() is None and catches(p.pid, signal.SIGUSR1)]
+        for p in asked:
+            p.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + DUMP_S
+        while len(dumps := self.dumps()) < len(asked) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)  # the last one is being written
+        logs = [f"--- rank {k}: exit code {p.poll()}\n{self.log(k)}" for k, p in enumerate(self.procs)]
+        return "\n".join([*logs, *(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in dumps)])
+
+    def dumps(self) -> list[Path]:
+        return sorted(path for path in self.run.stackdumps.glob("*.txt") if path.stat().st_size)
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, f"not reached:\n{self.log(0)}\n{self.log(1)}"
-            assert any(p.poll() is None for p in self.procs), f"all ranks ended:\n{self.log(0)}\n{self.log(1)}"
+            assert time.monotonic() < deadline, f"not reached:\n{self.story()}"
+            assert any(p.poll() is None for p in self.procs), f"all ranks ended:\n{self.story()}"
             time.sleep(0.02)
 
     def until_step(self, step: int) -> None:
@@ -139,9 +159,11 @@ def launch_ranks(
             p.wait()
 
 
-def train(run: RunDir, world: int = 2, attempt: int = 1, env: dict[str, str] | None = None) -> list[int]:
+def train(
+    run: RunDir, world: int = 2, attempt: int = 1, env: dict[str, str] | None = None, timeout_s: float = PATIENCE_S
+) -> list[int]:
     with launch_ranks(run, world, attempt, env=env) as ranks:
-        return ranks.wait()
+        return ranks.wait(timeout_s)
 
 
 def ledger(run: RunDir) -> list[dict[str, Any]]:

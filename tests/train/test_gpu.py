@@ -11,7 +11,7 @@ import torch
 from tests.train.harness import exactness, launch_ranks, ledger, make_run, train
 from workloads.contract.beats import BeatReader
 from workloads.contract.files import read_json
-from workloads.runtime.manifest import verify
+from workloads.contract.manifest import verify
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")]

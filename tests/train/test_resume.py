@@ -12,9 +12,9 @@ import pytest
 from tests.train.harness import Ranks, exactness, launch_ranks, ledger, make_run, train
 from workloads.contract.beats import BeatReader
 from workloads.contract.files import read_json
+from workloads.contract.manifest import hash_file, newest_verified, verify
 from workloads.contract.rundir import RunDir
 from workloads.contract.states import Phase
-from workloads.runtime.manifest import hash_file, newest_verified, verify
 
 STEPS = 60
 FENCE = 45  # the trainer sees a halt at its next step and stops one later: it never comes to the last one
@@ -77,6 +77,7 @@ def test_halt_stops_all_ranks_at_one_step_and_resume_is_bitwise(tmp_path: Path, 
     assert exactness(run) == exactness(unbroken)
 
 
+@pytest.mark.long
 def test_sigterm_of_one_rank_halts_all_with_a_stack_dump(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"train": {"steps": 5000}})
     with launch_ranks(run) as ranks:
@@ -89,7 +90,7 @@ def test_sigterm_of_one_rank_halts_all_with_a_stack_dump(tmp_path: Path) -> None
 
 
 @pytest.mark.long  # tests/local kills a rank under the whole thread
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.proof)])
 def test_a_killed_rank_costs_nothing_but_time(tmp_path: Path, unbroken: RunDir, victim: int) -> None:
     run = make_run(tmp_path, LONG)
     with launch_ranks(run, fence=(victim, FENCE)) as ranks:
@@ -116,6 +117,7 @@ def test_another_world_size_sees_the_same_global_batches(tmp_path: Path, unbroke
 
 
 @pytest.mark.long
+@pytest.mark.proof  # as tests/data/test_trained.py and tests/train/test_parallel.py do, with fewer ranks and in shards
 def test_a_run_moves_to_another_world_size(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, LONG)
     with launch_ranks(run, world=1, fence=(0, FENCE)) as ranks:
@@ -143,3 +145,23 @@ def test_checkpoints_by_time(tmp_path: Path) -> None:
         run.halt.touch()
         assert ranks.wait() == [75, 75]
     assert not list(run.checkpoints.glob(".tmp_*"))
+
+
+@pytest.mark.parametrize("skips", [3, pytest.param(100, marks=pytest.mark.long)])
+def test_a_nan_is_in_no_checkpoint_and_pushes_out_no_good_one(tmp_path: Path, skips: int) -> None:
+    """Skipping its steps does not help a run whose weights are spoilt: it is ended, or comes to its end without."""
+    nan = {"lr": 1e30, "warmup_steps": 2, "on_nan": {"skips": skips, "total": 100}}
+    run = make_run(tmp_path, {"train": nan, "checkpoint": {"every_steps": 1}})
+    with launch_ranks(run, world=1) as ranks:
+        assert ranks.wait() == [1 if skips == 100 else 77]
+        assert "warning: no checkpoint of step 2: loss 5.5" in ranks.log()
+        assert "warning: step 2 was skipped: loss 5.54518, grad_norm nan; weights are as they were" in ranks.log()
+        if skips == 100:
+            assert "warning: no checkpoint of step 20: loss 5.5" in ranks.log()
+            assert "error: the last checkpoint could not be saved" in ranks.log()
+        else:
+            assert "E-TRAIN-012" in ranks.log() and "at most 3 in a row (train.on_nan.skips)" in ranks.log()
+    skipped = [row["step"] for row in ledger(run) if row.get("skipped")]
+    assert skipped == list(range(skipped[0], len(ledger(run)) + 1))
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step_00000001"]
+    assert verify(run.checkpoint(1), run_id=run.run_id) == []

@@ -15,6 +15,7 @@ from workloads.contract.states import Phase
 from workloads.judging.rank import run_rank
 from workloads.runtime import Run
 from workloads.runtime.rankenv import RankEnv
+from workloads.train.caches import keep_caches
 
 
 def main() -> int:
@@ -27,6 +28,7 @@ def main() -> int:
 
 
 def _measure(env: RankEnv, run: Run) -> int:
+    keep_caches()
     from workloads.bench.config import load
     from workloads.bench.place import take_place
 

@@ -1,10 +1,8 @@
 """Suite `train-step`: tokens a second of a training step, and the share of the GPU's peak that its maths makes of it.
 
-The trainer's own step (`workloads.train.step`: micro batches, autocast in bf16 where the device has it, clipped
-gradients, fused AdamW) on random tokens, without data, DDP and books. FLOPs are those of the model, not of the
-hardware: 6 a token and parameter of a matmul, 12 a token, layer, head dimension and token seen (Chowdhery et al., 2022,
-arXiv:2204.02311, appendix B); causality is not subtracted, the embedding's lookup is not counted. The peak is the data
-sheet's. Called by `workloads.bench.matrix`.
+The trainer's own step (`workloads.train.step`: compiled on a GPU, micro batches, autocast in bf16 where the device has
+it, clipped gradients, fused AdamW) on random tokens, without data, DDP and books. FLOPs are those of the model
+(`workloads.contract.flops`), the peak is the data sheet's. Called by `workloads.bench.matrix`.
 """
 
 from __future__ import annotations
@@ -16,13 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.bench.rows import Measured
 from kernels.bench.timing import Timing, summary
 from workloads.bench.healthy import model_of
 from workloads.contract.config.job import ModelSpec, TrainSpec
+from workloads.contract.flops import flops_a_token
 from workloads.models.decoder import Decoder
+from workloads.train import attention, compiling
 from workloads.train.machine import Machine
 from workloads.train.optim import make_optimizer
 from workloads.train.step import accumulate, update
@@ -72,13 +72,6 @@ def cases(device: torch.device, *, quick: bool = False) -> Sequence[Case]:
     return [c for c in ((TINY, SMALL) if quick else (TINY, SMALL, MEDIUM, LARGE)) if c.gib <= gib]
 
 
-def flops_a_token(model: ModelSpec, tokens: int, vocab: int) -> int:
-    """Of forward and backward, when `tokens` are seen at once."""
-    attention = model.dim * model.d_head * 2 * (model.heads + model.kv_heads)
-    matmuls = model.layers * (attention + 3 * model.dim * model.d_ffn) + vocab * model.dim
-    return 6 * matmuls + 12 * model.layers * model.heads * model.d_head * tokens
-
-
 def measure(case: Case, context: Context) -> Measured:
     """The row; verdict "wrong" when the loss is no number or, on the same tokens again and again, does not fall."""
     device = context.device
@@ -86,10 +79,10 @@ def measure(case: Case, context: Context) -> Measured:
     dtype = "bf16" if machine.bf16 else "fp32"
     if machine.cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    step, weights = _stepper(case, machine, context.seed)
+    step, weights, compiled = _stepper(case, machine, context.seed)
     timing, losses = _timed(step, device, 4 if context.quick or not machine.cuda else 10)
     right = all(map(math.isfinite, losses)) and losses[-1] < losses[0]
-    extra = _figures(case, timing, machine)
+    extra = _figures(case, timing, machine) | {"compiled": compiled}
     extra |= {"value": extra["toks_per_s"], "unit": "tokens/s", "parameters": weights}
     extra |= {"loss_first": losses[0], "loss_last": losses[-1]}
     said = {"told": _told(extra)} if right else {"error": f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"}
@@ -98,16 +91,18 @@ def measure(case: Case, context: Context) -> Measured:
     return Measured(case.name, case.shape, dtype, 0, limit_us, verdict, timing=told, extra=extra | said)
 
 
-def _stepper(case: Case, machine: Machine, seed: int) -> tuple[Callable[[int], Tensor], int]:
-    """What makes one step and returns its loss a token, on the device; and how many parameters it trains."""
+def _stepper(case: Case, machine: Machine, seed: int) -> tuple[Callable[[int], Tensor], int, bool]:
+    """What makes one step and returns its loss a token, on the device; parameters that it trains; is it compiled?"""
     torch.manual_seed(seed)
     with torch.device(machine.device):
-        model: nn.Module = Decoder(case.model, VOCAB)
+        model = Decoder(case.model, VOCAB)
     vocab = case.model.vocab or VOCAB
     random = torch.Generator(device=machine.device).manual_seed(seed)
     shape = (case.rows, case.tokens + 1)
     tokens_BT = torch.randint(0, vocab, shape, device=machine.device, generator=random)
     train = TrainSpec(steps=1000, lr=1e-4, deterministic=False)
+    attention.choose(train, machine)
+    compiled = compiling.wanted(train, machine) and _compiled(case, model, train, machine)
     optimizer = make_optimizer(model, train)
     count = case.rows * case.tokens
 
@@ -117,7 +112,14 @@ def _stepper(case: Case, machine: Machine, seed: int) -> tuple[Callable[[int], T
         update(model, optimizer, train, number)
         return loss / count
 
-    return step, sum(p.numel() for p in model.parameters())
+    return step, sum(p.numel() for p in model.parameters()), compiled
+
+
+def _compiled(case: Case, model: Decoder, train: TrainSpec, machine: Machine) -> bool:
+    shapes = [(case.micro or case.rows, case.tokens)]
+    return compiling.compile_now(
+        model, model, train, machine, shapes=shapes, documents=False, agree=lambda well: [well]
+    ) is None  # fmt: skip
 
 
 def _timed(step: Callable[[int], Tensor], device: torch.device, steps: int) -> tuple[Timing, list[float]]:

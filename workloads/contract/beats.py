@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ MAX_ABS = 1e18
 READ_CHUNK = 1 << 20
 GUARD_BYTES = 256
 
-_PHASES = frozenset(Phase)
+_PHASES = {phase.value: phase for phase in Phase}
 _INTS = ("v", "seq", "rank", "world_size", "attempt")
-OPTIONAL_INTS = frozenset({"step", "steps", "pid", "start_time"})
+OPTIONAL_INTS = frozenset({"step", "steps", "skipped_steps", "documents", "pid", "start_time"})
 OPTIONAL_FLOATS = frozenset(
     {
         "loss", "lr", "grad_norm", "toks_per_s", "step_time_s", "dt_fetch_s", "fetch_p50_s", "fetch_p95_s",
-        "gpu_mem_alloc", "gpu_mem_reserved", "mfu", "gate_entropy_mean", "gate_max_gate", "gate_collapse_frac",
+        "gpu_mem_alloc", "gpu_mem_reserved", "mfu", "eval_loss", "epoch", "gate_entropy_mean",
+        "gate_max_gate", "gate_collapse_frac",
     }
 )  # fmt: skip
 OPTIONAL_TEXT = frozenset({"run", "boot_id", "pod", "data_source"})
@@ -57,9 +59,9 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     # NaN and infinities are kept: a NaN loss is news, not a bad line
-    if type(value) is float and not math.isfinite(value):
-        return True
-    return type(value) in (int, float) and abs(value) <= MAX_ABS  # `isfinite` itself fails on an int of 400 digits
+    if type(value) is float:
+        return abs(value) <= MAX_ABS or not math.isfinite(value)
+    return type(value) is int and abs(value) <= MAX_ABS  # `isfinite` itself fails on an int of 400 digits
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,32 +71,56 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+_FAST = json.JSONDecoder()
+_CAREFUL = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+
+
+def _row(line: bytes) -> Any:
+    """The JSON value of `line`; ValueError for none, and for a key that is there twice."""
+    row = _FAST.decode(line.decode())
+    if type(row) is dict and line.count(b":") != len(row):  # a colon in a text, or a key that is there twice
+        return _CAREFUL.decode(line.decode())
+    return row
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and len(value) <= 256
+
+
+def _is_shares(value: Any) -> bool:
+    return type(value) is list and len(value) == 3 and all(_is_number(x) for x in value)
+
+
+_WELL_FORMED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(OPTIONAL_FLOATS, _is_number),
+    **dict.fromkeys(OPTIONAL_INTS, _is_int),
+    **dict.fromkeys(OPTIONAL_TEXT, _is_text),
+    "gate_branch_shares": _is_shares,
+}
+
+
 def parse_beat(line: bytes) -> Beat | None:
     """The beat in `line` (with or without its newline), or None when it is none of this version."""
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
-        row = json.loads(line, object_pairs_hook=_no_duplicates)
+        row = _row(line)
     except (ValueError, RecursionError):
         return None
     if type(row) is not dict or row.get("v") != BEAT_VERSION:
         return None
-    if type(row.get("msg")) is not str or row["msg"] not in _PHASES:
+    msg = row.get("msg")
+    phase = _PHASES.get(msg) if type(msg) is str else None
+    if phase is None:
         return None
     ts = row.get("ts")
     if not isinstance(ts, int | float) or not _is_number(ts) or not math.isfinite(ts):
         return None
-    if not all(_is_int(row.get(k)) for k in _INTS):
-        return None
-    fields = {
-        k: v
-        for k, v in row.items()
-        if (k in OPTIONAL_FLOATS and _is_number(v))
-        or (k in OPTIONAL_INTS and _is_int(v))
-        or (k in OPTIONAL_TEXT and type(v) is str and len(v) <= 256)
-        or (k == "gate_branch_shares" and type(v) is list and len(v) == 3 and all(_is_number(x) for x in v))
-    }
-    return Beat(row["seq"], float(ts), Phase(row["msg"]), row["rank"], row["world_size"], row["attempt"], fields)
+    for name in _INTS:
+        if not _is_int(row.get(name)):
+            return None
+    fields = {k: v for k, v in row.items() if k in _WELL_FORMED and _WELL_FORMED[k](v)}
+    return Beat(row["seq"], float(ts), phase, row["rank"], row["world_size"], row["attempt"], fields)
 
 
 @dataclass
@@ -133,6 +159,16 @@ class BeatReader:
             return beats
         finally:
             os.close(fd)
+
+    def stream(self, max_bytes: int | None = None) -> Iterator[Beat]:
+        """As `read`, for any number of them: a chunk of the file is in memory at a time. None: up to its end."""
+        left = max_bytes
+        while left is None or left > 0:
+            before = self.offset
+            yield from self.read(READ_CHUNK)
+            if self.offset <= before:
+                return
+            left = None if left is None else left - (self.offset - before)
 
     def skip_to_tail(self, keep_bytes: int = 65536) -> None:
         """Start near the end of the file: for a reader that only wants the newest beats."""

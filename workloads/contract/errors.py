@@ -4,6 +4,7 @@
     ├── UsageError        2    a command line that cannot be carried out
     ├── SpecError         2    a job file or inventory that is wrong
     ├── LocalError        3    this machine: a file, a missing program, a full disk
+    │   └── MissingDataError   data that are not where the job says: they may come back (a mount, a copy under way)
     ├── UnreachableError  4    a pod could not be asked
     ├── RefusedError      5    a pod said no: host key, authentication
     ├── ConflictError     6    somebody else has it, or it exists already
@@ -97,6 +98,10 @@ class SpecError(OrchError):
 
 class LocalError(OrchError):
     exit_code = CliExit.LOCAL
+
+
+class MissingDataError(LocalError):
+    """A rank that meets it exits 1 and not 77: the job is right, and another attempt may find the data again."""
 
 
 class UnreachableError(OrchError):

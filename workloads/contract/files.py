@@ -130,6 +130,15 @@ class LineWriter:
         self._torn = True
         self._torn = os.write(self._fd, data) != len(data)
 
+    @property
+    def torn(self) -> bool:
+        """The last line was not written whole."""
+        return self._torn
+
+    def is_gone(self) -> bool:
+        """True when the file was removed meanwhile: what is written goes nowhere."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -143,6 +152,16 @@ def append_line(path: Path, value: Any) -> None:
         writer.write(dump_json(value))
     finally:
         writer.close()
+
+
+def solid_from(fd: int, size: int) -> int:
+    """From which byte on a file of `size` bytes has no hole (lseek(2), SEEK_HOLE); 0 where nobody can tell."""
+    at = start = 0
+    with contextlib.suppress(OSError):  # ENXIO: nothing but a hole up to the end
+        while (hole := os.lseek(fd, at, os.SEEK_HOLE)) < size:
+            start = size
+            start = at = os.lseek(fd, hole, os.SEEK_DATA)
+    return min(start, size)
 
 
 def read_tail(path: Path, limit: int = 65536) -> bytes:

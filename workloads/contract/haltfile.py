@@ -55,7 +55,7 @@ def read_halt(run: RunDir) -> Halt | HaltProblem | None:
         raw = _read_head(run)
     except (OSError, ValueError):
         raw = b""
-    return _parse(raw, st.st_mtime, _anomaly(run))
+    return _parse(raw, st.st_mtime, anomaly_text(run))
 
 
 def _problem(st: os.stat_result) -> str | None:
@@ -83,7 +83,8 @@ def _read_head(run: RunDir) -> bytes:
         os.close(fd)
 
 
-def _anomaly(run: RunDir) -> str:
+def anomaly_text(run: RunDir) -> str:
+    """What `.anomaly_type` says, as it was written; "" when there is none."""
     try:
         return read_tail(run.anomaly_type, 200).decode(errors="replace").strip()
     except OSError:

@@ -12,6 +12,12 @@ from typing import Any, TypeVar
 
 V = 1
 T = TypeVar("T")
+PYTHON_GONE = "its Python is gone"
+"""begins the reason of a run that failed because its environment was deleted; the path follows"""
+NO_SUPERVISOR = "no supervisor can be started for it"
+"""begins the reason of a run that was given up because of that; what is missing follows"""
+REWIND = "rewind:"
+"""begins the key of a note: a resume went back to an older checkpoint, and gave up the steps behind it"""
 
 
 def as_wire(record: Any) -> dict[str, Any]:
@@ -45,7 +51,7 @@ class Event:
     ts: float
     attempt: int
     who: str  # supervisor, keeper, operator, agent:<pod>
-    what: str  # state, stage, rank-exit, restart, halt, request, note, ...
+    what: str  # state, stage, rank-exit, halt, verdict, note, health, health-clear, dump, stop, guard
     why: str = ""
     frm: str | None = None  # on the wire: "from"
     to: str | None = None
@@ -86,6 +92,7 @@ class ShimOrder:
     devices: list[str] = field(default_factory=list)  # GPU UUIDs to lease
     halt: dict[str, float] = field(default_factory=dict)  # HaltClocks
     oom_score_adj: int = 500
+    log_max_bytes: int = 10_000_000_000
     v: int = V
 
 
@@ -136,6 +143,7 @@ class Status:
     restarts: int = 0
     behind: list[str] = field(default_factory=list)  # runs that a queued run waits for
     supervisor: dict[str, Any] | None = None  # pid, start_time, boot_id
+    findings: int | None = None  # of health, open now; the newest one is the reason. None: there are none
     v: int = V
 
 

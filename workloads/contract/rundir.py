@@ -18,6 +18,11 @@ RUN_ID_PATTERN = re.compile(r"(?P<name>[a-z][a-z0-9-]{0,38})-(?P<utc>\d{8}T\d{6}
 UTC_FORMAT = "%Y%m%dT%H%M%SZ"
 HALT_NAME = ".HALT"
 STAGED_PREFIX = ".tmp_"
+CHECKPOINT_PREFIX = "step_"
+REJECTED_PREFIX = "rejected_"
+ASIDE_PREFIX = "aside_"
+TRAINER_FILE = "trainer.json"
+"""in a checkpoint: the step, the job that wrote it, and what it went through"""
 
 
 def utc_stamp(now: float | None = None) -> str:
@@ -64,6 +69,11 @@ class RunDir:
     @property
     def env_json(self) -> Path:
         return self.path / "env.json"
+
+    @property
+    def data_json(self) -> Path:
+        """Which commit of a data set the run reads."""
+        return self.path / "data.json"
 
     @property
     def code(self) -> Path:
@@ -123,6 +133,11 @@ class RunDir:
     def anomaly_type(self) -> Path:
         return self.path / ".anomaly_type"
 
+    @property
+    def gate_details(self) -> Path:
+        """The figures of collapsed gates, beside the `.anomaly_type` that says so."""
+        return self.path / "gate_collapse_details.json"
+
     # ranks
     @property
     def ranks(self) -> Path:
@@ -137,6 +152,10 @@ class RunDir:
     def rank_order(self, attempt: int, rank: int) -> Path:
         """What the shim is told to start (`records.ShimOrder`)."""
         return self.attempt_dir(attempt) / f"rank{rank}.order.json"
+
+    def attempt_job(self, attempt: int) -> Path:
+        """`{v, attempt, changes, job}`: the job of an attempt whose resume changed it (`contract.jobchanges`)."""
+        return self.attempt_dir(attempt) / "job.json"
 
     def rank_lock(self, attempt: int, rank: int) -> Path:
         """Held by `flock` while the shim of this rank lives: one shim a rank and attempt."""
@@ -166,6 +185,15 @@ class RunDir:
     def archived_ledger(self, attempt: int) -> Path:
         """Ledger rows that a resume cut off: steps of that attempt or older ones that were made again."""
         return self.path / f"ledger.a{attempt}.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """A line an evaluation: `{v, step, attempt, world_size, loss, samples, tokens, seconds}`."""
+        return self.path / "eval.jsonl"
+
+    def archived_evaluations(self, attempt: int) -> Path:
+        """Evaluations of steps that a resume makes again."""
+        return self.path / f"eval.a{attempt}.jsonl"
 
     @property
     def verdict(self) -> Path:
@@ -258,6 +286,11 @@ class RunDir:
         """The figures over all turns; written last of all."""
         return self.path / "decode.json"
 
+    @property
+    def guard_log(self) -> Path:
+        """`guard.jsonl`: what the memory guard of this pod does, a line each, written before it does it."""
+        return self.path / "guard.jsonl"
+
     # logs and dumps
     @property
     def logs(self) -> Path:
@@ -280,20 +313,38 @@ class RunDir:
     def stackdump(self, rank: int, now: float | None = None, *, watchdog: bool = False) -> Path:
         return self.stackdumps / f"{'watchdog_' if watchdog else ''}stackdump_rank{rank}_{utc_stamp(now)}.txt"
 
+    def nccl_trace_stem(self, attempt: int) -> str:
+        """Torch appends the rank and writes NCCL's flight recorder there: at a time-out, or when it is asked to."""
+        return str(self.stackdumps / f"nccl_trace_a{attempt}_rank")
+
+    def nccl_pipe_stem(self, attempt: int) -> str:
+        """Torch appends the rank and `.pipe`: a FIFO; a byte into it asks for the trace. Not beside files that
+        people open."""
+        return str(self.stackdumps / "pipes" / f"a{attempt}_rank")
+
     # checkpoints
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step_{step:08d}"
+        return self.checkpoints / f"{CHECKPOINT_PREFIX}{step:08d}"
 
     def staged_checkpoint(self, step: int, attempt: int) -> Path:
         return self.checkpoints / f"{STAGED_PREFIX}step_{step:08d}_a{attempt}"
 
-    def rejected_checkpoint(self, step: int, attempt: int) -> Path:
-        """Where a damaged checkpoint goes when `attempt` commits the same step again: names are never reused."""
-        return self.checkpoints / f"rejected_step_{step:08d}_a{attempt}"
+    def rejected_checkpoint(self, name: str, attempt: int, n: int = 0) -> Path:
+        """Where `attempt` puts a damaged checkpoint `name`; n: the first number whose name is free."""
+        return self.checkpoints / f"{REJECTED_PREFIX}{name}_a{attempt}{f'_{n}' if n else ''}"
+
+    def aside_checkpoint(self, name: str, attempt: int, n: int = 0) -> Path:
+        """Where a resume from an older one puts the good checkpoint `name` behind attempt `attempt`; n: as above."""
+        return self.checkpoints / f"{ASIDE_PREFIX}{name}_a{attempt}{f'_{n}' if n else ''}"
+
+    @property
+    def checkpoint_trouble(self) -> Path:
+        """A line for each checkpoint that was rejected, put away, or could not be saved (`contract.trouble`)."""
+        return self.checkpoints / "trouble.jsonl"
 
     @staticmethod
     def manifest(checkpoint: Path) -> Path:
@@ -309,9 +360,9 @@ class RunDir:
 
 
 def step_of_checkpoint(name: str) -> int | None:
-    """120 for `step_00000120`, None for anything else (staged directories, foreign files)."""
-    m = re.fullmatch(r"step_(\d{8,})", name)
-    return int(m[1]) if m else None
+    """120 for `step_00000120`, None for anything else (staged directories, foreign files, another spelling)."""
+    m = re.fullmatch(r"step_(\d{8,12})", name, re.ASCII)
+    return int(m[1]) if m and name == RunDir(Path()).checkpoint(int(m[1])).name else None
 
 
 @dataclass(frozen=True)
@@ -364,11 +415,21 @@ class OrchHome:
         """`{NAME: value}` (YAML, 0600): where secrets that are not in the environment are looked for."""
         return self.path / "secrets.yaml"
 
+    @property
+    def watches(self) -> Path:
+        """A file an `orch watch` that was started here, by its pid: when it looked last, and at what."""
+        return self.path / "watch"
+
     # on a pod
     @property
     def parity(self) -> Path:
         """Verdicts of parity runs, a file a suite, code and environment: what `require: [parity]` asks for."""
         return self.path / "parity"
+
+    @property
+    def tokenizers(self) -> Path:
+        """Vocabularies by name, each checked against its hash before it is used (`workloads.data.vocabulary`)."""
+        return self.path / "tokenizers"
 
     # on a pod, each by content hash
     @property

@@ -1,4 +1,4 @@
-"""Batches: which samples a rank gets at a step, their tokens, and a hash that is the same for every world size.
+"""Batches of a corpus that lies in memory (or is mapped there): any sample is found by its number.
 
 The global order is one sequence of samples; sample i of a global batch belongs to rank i % world_size. The state is
 the number of samples consumed by all ranks, so a resume is exact and may change the world size. Never skips, repeats or
@@ -7,67 +7,114 @@ pads. Letters: B samples of this rank, T tokens a sample. Called by the trainer,
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workloads.contract.errors import LocalError
 from workloads.data.order import Permutation
-from workloads.data.sources import Corpus, Tokens
+from workloads.data.stream import Batch, FeedState, Tokens, hash_parts
 
 
-@dataclass(frozen=True)
-class Batch:
-    """This rank's part of one global batch."""
+class Sequence(Protocol):
+    """Tokens in memory or mapped."""
 
-    x_BT: Tokens
-    y_BT: Tokens  # x shifted by one
-    hash_high: int  # sums of the high and low 32 bits of the samples' hashes
-    hash_low: int
-    samples: int
-    """samples consumed by all ranks once this batch is: the state to save with it"""
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, window: slice, /) -> Tokens: ...
 
 
-def sample_hash(index_in_batch: int, window: Tokens) -> int:
-    """64 bits over a sample's tokens and its place in the global batch (so that an exchange is seen)."""
-    digest = hashlib.blake2b(window.tobytes(), digest_size=8, salt=index_in_batch.to_bytes(8, "little"))
-    return int.from_bytes(digest.digest(), "big")
+class AnyCorpus(Protocol):
+    """`workloads.data.sources.Corpus`, `workloads.data.prepared.Prepared`."""
 
+    @property
+    def tokens(self) -> Sequence: ...
 
-def batch_hash(high_sum: float, low_sum: float) -> str:
-    """The global batch's hash from the two sums over all ranks, exact below 2**21 samples: 16 hex digits."""
-    return f"{((int(high_sum) << 32) + int(low_sum)) % (1 << 64):016x}"
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def end_id(self) -> int: ...
+
+    @property
+    def left_out(self) -> Mapping[str, int]: ...
 
 
 class BatchPlan:
-    """Endless batches of one rank, from any position."""
+    """A `Feed` over windows of a corpus: endless batches of one rank, from any position."""
 
     def __init__(
-        self, corpus: Corpus, *, seq_len: int, global_batch: int, rank: int, world_size: int, seed: int
-    ) -> None:
+        self, corpus: AnyCorpus, *, seq_len: int, global_batch: int, rank: int, world_size: int, seed: int,
+        borders: bool = False, held_out: float = 0.0,
+    ) -> None:  # fmt: skip
+        """held_out: the share of the windows, at the end, that no batch holds. LocalError when none is left."""
         if global_batch < world_size:
             raise ValueError(f"a global batch of {global_batch} cannot be shared by {world_size} ranks")
+        self.name, self.fingerprint, self.vocab = corpus.name, corpus.fingerprint, corpus.vocab
+        self.left_out = corpus.left_out
+        self._end, self._borders = corpus.end_id, borders
         self._tokens, self._seq_len, self._seed = corpus.tokens, seq_len, seed
         self._rank, self._world, self._global_batch = rank, world_size, global_batch
-        self.windows = (len(corpus.tokens) - 1) // seq_len
+        self.windows, self.held = _parted((len(corpus.tokens) - 1) // seq_len, held_out)
         self._permutation = Permutation(self.windows, seed, 0)
         self._epoch = 0
 
-    def batch(self, samples: int) -> Batch:
-        """The batch that follows after `samples` samples were consumed."""
+    def batch(self, state: FeedState) -> Batch:
+        """The batch that follows after `state.samples` samples were consumed."""
         own = range(self._rank, self._global_batch, self._world)
-        rows = np.stack([self._window(samples + i) for i in own])
-        high = low = 0
-        for i, row in zip(own, rows, strict=True):
-            digest = sample_hash(i, row)
-            high, low = high + (digest >> 32), low + (digest & 0xFFFFFFFF)
-        return Batch(rows[:, :-1], rows[:, 1:], high, low, samples + self._global_batch)
+        rows = np.stack([self._window(state.samples + i) for i in own])
+        return self._batch(own, rows, state.samples + self._global_batch)
 
-    def _window(self, sample: int) -> NDArray[np.uint8]:
+    def held_out(self, samples: int) -> Batch:
+        """`samples` windows that are never trained on, or as many as there are, drawn once for all: for every rank."""
+        count = min(samples, self.held)
+        order = Permutation(self.held, self._seed, 0)
+        rows = np.stack([self._at(self.windows + order(i)) for i in range(count)])
+        return self._batch(range(count), rows, count)
+
+    def _batch(self, own: range, rows: Tokens, samples: int) -> Batch:
+        high, low = hash_parts(own, rows)
+        after = FeedState(samples)
+        x_BT = rows[:, :-1]
+        borders = borders_of(x_BT, self._end) if self._borders else None
+        docs = int(np.count_nonzero(x_BT == self._end))  # that end: as many begin
+        return Batch(x_BT, rows[:, 1:], high, low, after, self.name, borders, docs)
+
+    def _window(self, sample: int) -> Tokens:
         """T + 1 tokens: the input and, shifted, the target."""
         epoch, place = divmod(sample, self.windows)
         if epoch != self._epoch:
             self._permutation, self._epoch = Permutation(self.windows, self._seed, epoch), epoch
-        start = self._permutation(place) * self._seq_len
+        return self._at(self._permutation(place))
+
+    def _at(self, window: int) -> Tokens:
+        start = window * self._seq_len
         return self._tokens[start : start + self._seq_len + 1]
+
+
+def _parted(windows: int, held_out: float) -> tuple[int, int]:
+    """Windows to train on, and behind them those that are held out: at least one where there shall be any."""
+    held = math.ceil(windows * held_out)
+    if held >= windows:
+        raise LocalError(
+            "E-DATA-018", f"nothing is left to train on: {windows} samples, {held} of them held out", where="data",
+            fix="give more text, or a smaller data.held_out or data.seq_len",
+        )  # fmt: skip
+    return windows - held, held
+
+
+def borders_of(x_BT: Tokens, end_id: int) -> NDArray[np.int32]:
+    """Where rows, and documents behind an end token, begin in the flattened rows; and their end."""
+    begins = np.zeros(x_BT.shape, dtype=bool)
+    begins[:, 0] = True
+    begins[:, 1:] = x_BT[:, :-1] == end_id
+    return np.append(np.flatnonzero(begins), x_BT.size).astype(np.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.decoupled.policy import EXAMPLE, KVCachePolicy
+from kernels.decoupled.policy import KVCachePolicy
 from workloads.contract.config.job import DecodeSpec, ModelSpec
 from workloads.contract.errors import SpecError
 from workloads.contract.files import read_bytes_bounded
@@ -42,21 +42,11 @@ def load(env: RankEnv) -> DecodeConfig:
         conversations = _read(asked.prompts)
     else:
         conversations = [[one] if isinstance(one, str) else list(one) for one in asked.prompts]
+    policy = None if asked.kv_policy is None else KVCachePolicy.parse(asked.kv_policy)  # the job's model looked at it
     return DecodeConfig(
-        asked, _policy(asked.kv_policy), found.job.model, conversations,
+        asked, policy, found.job.model, conversations,
         found.commit, found.dirty, found.command, found.pod,
     )  # fmt: skip
-
-
-def _policy(text: str | None) -> KVCachePolicy | None:
-    if text is None:
-        return None
-    try:
-        return KVCachePolicy.parse(text)
-    except ValueError as e:
-        raise SpecError(
-            "E-DECODE-013", f"{e}", where="decode.kv_policy", value=text, fix=f"--kv-policy {EXAMPLE}"
-        ) from e
 
 
 def _read(name: str) -> Conversations:

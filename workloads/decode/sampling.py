@@ -63,7 +63,9 @@ def kept(logits_BV: Tensor, how: Sampling) -> Tensor:
         scaled_BV = scaled_BV.masked_fill(scaled_BV < least_B1, -torch.inf)
     probs_BV = scaled_BV.softmax(dim=-1)
     if how.top_p is not None and how.top_p < 1:
-        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+        # by logit: probabilities of two that differ may be the same number
+        order_BV = scaled_BV.argsort(dim=-1, descending=True, stable=True)
+        sorted_BV = probs_BV.gather(-1, order_BV)
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
         cut_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= how.top_p)
         probs_BV = probs_BV.masked_fill(cut_BV, 0.0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workloads.contract.errors import LocalError, SpecError
+from workloads.data.tokenizers import Tokenizer as Coder
 
 BYTE_VOCAB = 256
 TOKENIZER = "tokenizer.json"
@@ -39,6 +40,21 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         raw = b"".join(bytes([i]) if i < BYTE_VOCAB else f"<{i}>".encode() for i in ids)
         return raw.decode("utf-8", "replace")
+
+
+class TrainedTokenizer:
+    """That of a run's data, when it is no bytes. Texts are encoded as its documents were: nothing opens them."""
+
+    def __init__(self, inner: Coder) -> None:
+        self.name, self._inner = inner.name, inner
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        del first
+        return [int(i) for i in self._inner.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        known = [i for i in ids if i < self._inner.vocab_size]  # the model may have more rows than there are tokens
+        return self._inner.decode(known)
 
 
 class PublishedTokenizer:

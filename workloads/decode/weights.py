@@ -16,20 +16,17 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from workloads.contract.config.job import ModelSpec
+from workloads.contract.config.job import ModelSpec, padded_vocab
 from workloads.contract.errors import IntegrityError, LocalError, SpecError
 from workloads.contract.files import read_json, try_read_json
-from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
+from workloads.contract.manifest import newest_verified, verify
+from workloads.contract.rundir import RUN_ID_PATTERN, TRAINER_FILE, OrchHome, RunDir
+from workloads.data.tokenizers import BYTE, load_tokenizer
 from workloads.decode.config import DecodeConfig
 from workloads.decode.place import Place
-from workloads.decode.tokens import BYTE_VOCAB, ByteTokenizer, Tokenizer, published_tokenizer
+from workloads.decode.tokens import BYTE_VOCAB, ByteTokenizer, Tokenizer, TrainedTokenizer, published_tokenizer
 from workloads.models.decoder import Decoder
 from workloads.models.pretrained import CONFIG, decoder_from_pretrained
-from workloads.runtime.checkpoint import TRAINER_FILE
-from workloads.runtime.manifest import newest_verified, verify
-
-DOCUMENT_END = 0
-"""What our corpora put between two documents: a model that was trained on them ends a text with it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,13 @@ def _random(config: DecodeConfig, place: Place) -> Loaded:
 
 
 def _newest(run: RunDir) -> Path:
-    found, rejected = newest_verified(run)
+    try:
+        found, rejected = newest_verified(run)
+    except OSError as e:
+        raise IntegrityError(
+            "E-DECODE-011", f"the checkpoints of run {run.run_id} cannot be looked at: {e.strerror}",
+            where=str(run.checkpoints), fix=f"ls -l {run.checkpoints}   (mend what it says)",
+        ) from e  # fmt: skip
     if found is None:
         what = f"none of {len(rejected)} checkpoints verifies; the newest: {rejected[0][1]}" if rejected else "none"
         raise SpecError(
@@ -90,28 +93,27 @@ def _newest(run: RunDir) -> Path:
 
 
 def _checkpoint(folder: Path, config: DecodeConfig, place: Place) -> Loaded:
-    """A checkpoint of the trainer: its own model, its bytes as tokens."""
+    """A checkpoint of the trainer: its own model, the tokens of its data; what ended a document ends a reply."""
     if problems := verify(folder):
         raise IntegrityError(
             "E-DECODE-011", f"{folder.name} must not be used: {problems[0]}", where=str(folder),
             fix="name another checkpoint of the run, or the run itself",
         )  # fmt: skip
     bound = read_json(folder / TRAINER_FILE)["config"]
-    spec = _spec_of(bound, folder)
+    spec, coder = _spec_of(bound, folder), load_tokenizer(str(bound.get("data.tokenizer", BYTE)))
     with torch.device(place.device):
-        model = Decoder(spec, BYTE_VOCAB)
+        model = Decoder(spec, padded_vocab(coder.vocab_size))
     _fill(model, folder)
     manifest = read_json(RunDir.manifest(folder))
     origin = {"kind": "checkpoint", "run": manifest["run"], "step": manifest["step"], "path": str(folder)}
     origin["model"] = spec.model_dump(mode="json")
-    return Loaded(_ready(model, config, place), ByteTokenizer(), (DOCUMENT_END,), origin)
+    tokenizer = ByteTokenizer() if coder.name == BYTE else TrainedTokenizer(coder)
+    return Loaded(_ready(model, config, place), tokenizer, (coder.end_id,), origin)
 
 
 def _spec_of(bound: Mapping[str, Any], folder: Path) -> ModelSpec:
     """The model that a checkpoint's trainer was bound to."""
     told = {k.removeprefix("model."): v for k, v in bound.items() if k.startswith("model.")}
-    if (tokenizer := bound.get("data.tokenizer", "byte")) != "byte":
-        raise SpecError("E-DECODE-012", f"{folder.name} was trained on tokens of {tokenizer!r}", where=str(folder))
     try:
         return ModelSpec.model_validate_json(json.dumps(told))
     except ValidationError as e:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,8 @@ from workloads.contract.codehash import code_hash
 
 SMI_S = 30.0
 UNKNOWN = "unknown"
+_GPU = re.compile(r"^GPU \d+:.*\(UUID: ([^)\s]+)\)", re.MULTILINE)
+_LINK = re.compile(r"Link \d+: [1-9][0-9.]* GB/s")
 
 
 def hash_of(package: ModuleType) -> str:
@@ -34,6 +38,24 @@ def smi(name: str) -> tuple[str, str]:
         return name, UNKNOWN
     model, _, driver = next(iter(done.stdout.splitlines()), "").rpartition(",")
     return (model.strip(), driver.strip()) if model and driver.strip() else (name, UNKNOWN)
+
+
+def nvlink() -> bool:
+    """Whether NVLink is up on every device that this rank leases. False where nvidia-smi does not tell."""
+    devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    argv = ["nvidia-smi", "nvlink", "--status"]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMI_S, check=True, text=True)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return False
+    return nvlinked(done.stdout, devices)
+
+
+def nvlinked(status: str, uuids: Sequence[str]) -> bool:
+    """`status`: what `nvidia-smi nvlink --status` prints. No uuids: all devices that it names."""
+    _, *parts = _GPU.split(status)
+    up = {uuid: _LINK.search(links) is not None for uuid, links in zip(parts[::2], parts[1::2], strict=True)}
+    return bool(up) and all(up.get(uuid, False) for uuid in uuids or up)
 
 
 def version(package: str) -> str:

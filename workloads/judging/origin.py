@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import SpecError, escape
 from workloads.contract.files import read_json
+from workloads.contract.jobchanges import job_file
 from workloads.runtime.rankenv import RankEnv
 
 
@@ -33,8 +34,9 @@ def read_origin(env: RankEnv, code: str) -> Origin:
     path = env.run.run_json
     try:
         row = read_json(path)
+        path = job_file(env.run, env.attempt)
         # through JSON: strict models take a list for a tuple there and nowhere else
-        job = JobSpec.model_validate_json(json.dumps(row["job"]))
+        job = JobSpec.model_validate_json(json.dumps(read_json(path)["job"]))
         commit, dirty = _commit(row)
         source = str(row.get("source", ""))
     except (OSError, ValueError, KeyError, AttributeError) as e:

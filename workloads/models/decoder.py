@@ -7,17 +7,22 @@ sqrt(2 L) (Radford et al., 2019). Called by the trainer; `workloads.decode` pass
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 
 from workloads.contract.config.job import ModelSpec
 from workloads.models.attention import make_attention
 from workloads.models.cache import LayerCache
-from workloads.models.full import check_borders
-from workloads.models.rope import Rope
+from workloads.models.flex import documents_blocks
+from workloads.models.full import check_borders, documents_mask
+from workloads.models.loss import linear_cross_entropy
+from workloads.models.norm import Norm
+from workloads.models.rope import Rope, Rotation
 
 INIT_STD = 0.02
 
@@ -38,19 +43,38 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention_norm = Norm(spec.dim, eps=spec.norm_eps)
         self.attention = make_attention(spec)
-        self.ffn_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn_norm = Norm(spec.dim, eps=spec.norm_eps)
         self.ffn = SwiGLU(spec.dim, spec.d_ffn)
+        self.recompute = False
+        """keep only the input for backward, and compute the rest again there"""
 
     def forward(
         self,
         x_BTD: Tensor,
-        rope: Rope,
+        rope: Rotation,
         positions: Tensor,
         cu_seqlens: Tensor | None = None,
         cache: LayerCache | None = None,
         counts: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
+    ) -> Tensor:
+        args = (x_BTD, rope, positions, cu_seqlens, cache, counts, mask)
+        if self.recompute and torch.is_grad_enabled():
+            # nothing here draws random numbers
+            return checkpoint(self._run, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._run(*args)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        rope: Rotation,
+        positions: Tensor,
+        cu_seqlens: Tensor | None,
+        cache: LayerCache | None,
+        counts: Tensor | None,
+        mask: Tensor | BlockMask | None,
     ) -> Tensor:
         x_BTD = x_BTD + self.attention(
             self.attention_norm(x_BTD),
@@ -59,6 +83,7 @@ class Block(nn.Module):
             cu_seqlens=cu_seqlens,
             cache=cache,
             counts=counts,
+            mask=mask,
         )
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]
 
@@ -74,9 +99,13 @@ class Decoder(nn.Module):
             raise ValueError(f"model.vocab {self.vocab} is smaller than the tokenizer's {vocab}")
         self.embed = nn.Embedding(self.vocab, spec.dim)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
-        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = Norm(spec.dim, eps=spec.norm_eps)
         self.head = nn.Linear(spec.dim, self.vocab, bias=False)
         self.rope = Rope(spec.d_head, spec.rope_theta, 1, scaling=spec.rope_scaling)
+        self.loss_of: Callable[[Tensor, Tensor, Tensor, int | None], Tensor] = linear_cross_entropy
+        self.loss_chunk: int | None = None
+        self.flex = False
+        """where rows hold several documents, attention skips blocks instead of masking scores, when it is trained"""
         self._init()
         if spec.tie_embeddings:
             self.head.weight = self.embed.weight
@@ -90,19 +119,28 @@ class Decoder(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
         *,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        documents_BT: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]. Positions default to the place in the sequence: packed, cached or plain.
+        """Logits [B, T, V]; given targets, the fp32 sum of their cross-entropies, without the logits of all tokens.
 
+        Positions default to the place in the sequence: packed, cached or plain.
         caches: one a layer, all of equal lengths; each row grows by T, or by counts[b] (int [B], 0..T) when the rows
         are padded on the right. With caches only under `torch.no_grad`.
+        documents_BT: number of the document of each token, where rows hold several: attention stays inside each.
         """
-        x_BTD = self.hidden(tokens_BT, positions=positions, cu_seqlens=cu_seqlens, caches=caches, counts=counts)
-        return self.head(x_BTD)  # type: ignore[no-any-return]
+        x_BTD = self.hidden(
+            tokens_BT, positions=positions, cu_seqlens=cu_seqlens, documents_BT=documents_BT, caches=caches,
+            counts=counts,
+        )  # fmt: skip
+        if targets_BT is None:
+            return self.head(x_BTD)  # type: ignore[no-any-return]
+        return self.loss_of(x_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten(), self.loss_chunk)
 
     def hidden(
         self,
@@ -110,6 +148,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        documents_BT: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
@@ -121,11 +160,24 @@ class Decoder(nn.Module):
             positions = _places(tokens, tokens_BT.device, cu_seqlens, caches)
         reach = max([tokens, *(max(c.capacity, c.longest + tokens) for c in caches or ())])
         self.rope.reserve(reach, tokens_BT.device)
+        rope = self.rope.at(positions)
+        mask = None if documents_BT is None else self._mask(documents_BT)
         x_BTD = self.embed(tokens_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):  # else every layer would add to, and keep, fp32
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         for i, block in enumerate(self.blocks):
             cache = None if caches is None else caches[i]
-            x_BTD = block(x_BTD, self.rope, positions, cu_seqlens, cache, counts)
+            x_BTD = block(x_BTD, rope, positions, cu_seqlens, cache, counts, mask)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+    def _mask(self, documents_BT: Tensor) -> Tensor | BlockMask:
+        # what needs no gradient is called uncompiled (a few passes), where flex attention would write every score down
+        return documents_blocks(documents_BT) if self.flex and torch.is_grad_enabled() else documents_mask(documents_BT)
+
+    def recompute(self, wanted: bool) -> None:
+        """Whether blocks keep only their input for backward (activation checkpointing)."""
+        for block in self.blocks:
+            block.recompute = wanted  # type: ignore[assignment]
 
     def new_caches(self, batch: int, capacity: int, max_capacity: int | None = None) -> list[LayerCache]:
         """An empty cache a layer, in the dtype and on the device of the weights."""

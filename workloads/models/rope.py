@@ -7,6 +7,8 @@ bf16 angles are wrong beyond a few hundred positions. Called by attention module
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +30,12 @@ def frequencies(
     share = (turns - low) / (high - low)
     between = (1 - share) * plain / factor + share * plain
     return torch.where(turns < low, plain / factor, torch.where(turns > high, plain, between))
+
+
+class Rotation(Protocol):
+    """What an attention module asks of its `rope`."""
+
+    def rotate(self, x_BTNH: Tensor, positions: Tensor) -> Tensor: ...
 
 
 class Rope:
@@ -62,9 +70,25 @@ class Rope:
         elif self.cos_PH.device != device:
             self._grow(covered, device)
 
+    def at(self, positions: Tensor) -> Placed:
+        """The rotation by these positions (int [T] or [B, T]): looked up once, for every layer of a forward pass."""
+        return Placed(*(table[positions].unsqueeze(-2) for table in (self.cos_PH, self.sin_PH)))
+
     def rotate(self, x_BTNH: Tensor, positions: Tensor) -> Tensor:
         """`x` turned by its positions (int [T] or [B, T]); dtype kept."""
-        cos, sin = (table[positions].unsqueeze(-2) for table in (self.cos_PH, self.sin_PH))
+        return self.at(positions).rotate(x_BTNH, positions)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """cos and sin [.., T, 1, H / 2] of the tokens of one forward pass."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x_BTNH: Tensor, positions: Tensor) -> Tensor:
+        """`x` turned by the positions that this was made for; `positions` are not looked at again."""
+        del positions
         first, second = x_BTNH.float().chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        turned = torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
         return turned.to(x_BTNH.dtype)

@@ -28,16 +28,18 @@ def judge_all(env: RankEnv, run: Run, config: ParityConfig, place: Place, book: 
     if book.rows:
         print(f"going on behind the {len(book.rows)} of {cells} cells that are done", flush=True)
         run.beat(step=len(book.rows), steps=cells)
-    for key in [k for k in matrix.cells if k not in book.rows]:
-        if run.asked_to_halt:
-            return _halted(run, book, cells)
-        began = time.perf_counter()
-        _tell(_judge(matrix, book, key), len(book.rows), cells)
-        run.beat(step=len(book.rows), steps=cells, step_time_s=time.perf_counter() - began)
-        if matrix.broken:
-            run.phase(Phase.PROGRESS, step=len(book.rows), steps=cells)  # written at once: a restart counts on it
-            print("this cell left the device unusable for this process: a new one goes on behind it", flush=True)
-            return 1
+    todo = [key for key in matrix.cells if key not in book.rows]
+    with matrix.ahead(todo):
+        for key in todo:
+            if run.asked_to_halt:
+                return _halted(run, book, cells)
+            began = time.perf_counter()
+            _tell(_judge(matrix, book, key), len(book.rows), cells)
+            run.beat(step=len(book.rows), steps=cells, step_time_s=time.perf_counter() - began)
+            if matrix.broken:
+                run.phase(Phase.PROGRESS, step=len(book.rows), steps=cells)  # written at once: a restart counts on it
+                print("this cell left the device unusable for this process: a new one goes on behind it", flush=True)
+                return 1
     book.rest()
     check_epoch(env)
     verdict = conclude(env, config, place, [book.rows[k] for k in matrix.cells], len(matrix.left_out))

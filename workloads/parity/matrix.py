@@ -6,17 +6,19 @@ Imported after `place.take_place`, which decides whether Triton interprets. Call
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kernels import parity
 from workloads.contract.errors import SpecError, escape
 from workloads.judging.book import Key, Row
 from workloads.judging.machine import device_answers
+from workloads.parity.ahead import Ahead, jobs_here
 from workloads.parity.config import ParityConfig
 from workloads.parity.place import Place
 
 GOOD = "ok"
+NO_MEMORY = "failed: OutOfMemoryError"
 
 
 class Matrix:
@@ -42,10 +44,19 @@ class Matrix:
                 value=config.asked.only, expected="a pod with a GPU", fix="orch parity --pod NAME",
             )  # fmt: skip
         self.broken = False
+        self._ahead: Ahead | None = None
+
+    def ahead(self, keys: Sequence[Key]) -> Ahead:
+        """To be entered around the judging of these cells: processes that have their kernels compiled."""
+        jobs = jobs_here(self._device, len(keys))
+        self._ahead = Ahead([self.cells[key] for key in keys], self._device, self._seed, jobs)
+        return self._ahead
 
     def judge(self, key: Key) -> Row:
         """The row of a cell, whatever it raised. Sets `broken` when the device fails this process from now on."""
         outcome = parity.run_cell(self.cells[key], self._device, self._seed)
+        if outcome.said.startswith(NO_MEMORY) and self._ahead and self._ahead.stop():
+            outcome = parity.run_cell(self.cells[key], self._device, self._seed)  # the device to itself
         if not outcome.ok and self._device == "cuda":
             self.broken = not device_answers()
         return self._row(outcome)

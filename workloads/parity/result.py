@@ -28,12 +28,13 @@ GO, NO_GO = "go", "no-go"
 def conclude(env: RankEnv, config: ParityConfig, place: Place, rows: Sequence[Row], left_out: int) -> RunVerdict:
     """The verdict over all cells; the table first, `verdict.json` last. OSError when one cannot be written.
 
-    `left_out`: cells that need a GPU, where there is none.
+    `left_out`: cells for the other device: a GPU where there is none, the interpreter where there is one.
     """
     wrong = [r for r in rows if not is_good(r)]
     asked = config.asked
+    why = _why(len(wrong), len(rows), left_out, place.device)
     verdict = RunVerdict(
-        env.run_id, env.attempt, NO_GO if wrong else GO, _why(len(wrong), len(rows), left_out), time.time(),
+        env.run_id, env.attempt, NO_GO if wrong else GO, why, time.time(),
         data={
             "cells": len(rows), "wrong": len(wrong), "left_out": left_out, "suites": list(asked.suites),
             "full": asked.full, "only": asked.only, "seed": asked.seed, "environment": place.environment(),
@@ -48,10 +49,11 @@ def conclude(env: RankEnv, config: ParityConfig, place: Place, rows: Sequence[Ro
     return verdict
 
 
-def _why(wrong: int, cells: int, left_out: int) -> str:
+def _why(wrong: int, cells: int, left_out: int, device: str) -> str:
     """`112 cells`, `2 of 112 cells`; and how many were not judged."""
     told = f"{wrong} of {_count(cells)}" if wrong else _count(cells)
-    return told + (f"; {left_out} more need a GPU" if left_out else "")
+    other = "the interpreter" if device == "cuda" else "a GPU"
+    return told + (f"; {left_out} more are for {other}" if left_out else "")
 
 
 def _count(cells: int) -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -34,6 +35,8 @@ class HaltWatch:
     def __init__(self, env: RankEnv) -> None:
         self._env = env
         self._seen = threading.Event()
+        self.asked_at: float | None = None
+        """monotonic seconds of the first request that was seen"""
         self._handling = False
         threading.Thread(target=self._watch, name="orch-halt", daemon=True).start()
 
@@ -44,7 +47,7 @@ class HaltWatch:
     def look(self) -> bool:
         """As `flag`, but looks at the file now."""
         if is_halt_request(self._env.run.halt):
-            self._seen.set()
+            self._ask()
         return self._seen.is_set()
 
     def handle_sigterm(self) -> None:
@@ -54,13 +57,18 @@ class HaltWatch:
         before = signal.getsignal(signal.SIGTERM)
 
         def on_sigterm(signum: int, frame: FrameType | None) -> None:
-            self._seen.set()
+            self._ask()
             stacks.dump(self._env, "SIGTERM")
             if callable(before):
                 before(signum, frame)
 
         signal.signal(signal.SIGTERM, on_sigterm)
         self._handling = True
+
+    def _ask(self) -> None:
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+        self._seen.set()
 
     def _watch(self) -> None:
         while not self.look():

@@ -1,19 +1,24 @@
 """Heartbeat lines of one rank: at most one a second, phases at once, a sign of life at least every 30 s.
 
-Never raises into training: a full or vanished disk is counted (`lost`) and tried again with the next line. Never
-fsyncs. `seq` starts at 0 in every attempt, so (attempt, seq) orders the lines of a file. A keepalive line repeats
-phase and step and nothing else: who wants to know whether a run moves looks at `step`, not at the age of the line.
+Never raises into training: while the run directory is full, read-only or gone the lines wait in /dev/shm
+(`contract.aside`), which is said once on stderr; what fits nowhere is counted (`lost`). Never fsyncs. `seq` starts at 0
+in every attempt, so (attempt, seq) orders the lines of a file. A keepalive line repeats phase and step and nothing
+else: who wants to know whether a run moves looks at `step`, not at the age of the line.
 Standard library only. Called by `workloads.runtime.run.Run`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import json
 import os
+import sys
 import threading
 import time
 
+from workloads.contract.aside import aside_of, move_back, put_aside
 from workloads.contract.beats import (
     BEAT_VERSION,
     MAX_ABS,
@@ -40,7 +45,8 @@ def clean_field(name: str, value: object) -> Value | None:
         return None
     try:
         if name in OPTIONAL_FLOATS:
-            number = float(value)  # type: ignore[arg-type]  # tensors and numpy scalars too
+            detach = getattr(value, "detach", None)  # torch warns of a loss that still has its graph
+            number = float(value if detach is None else detach())  # type: ignore[arg-type]  # numpy scalars too
             return number if not abs(number) > MAX_ABS or number in (float("inf"), float("-inf")) else None
         if name in OPTIONAL_INTS:
             whole = int(value)  # type: ignore[call-overload]
@@ -55,6 +61,12 @@ def clean_field(name: str, value: object) -> Value | None:
     return None
 
 
+def _of_the_host(fields: dict[str, object]) -> dict[str, object]:
+    """Without tensors of a device, for which the end of a process would wait, and without the graphs of others."""
+    here = {k: x for k, x in fields.items() if getattr(getattr(x, "device", None), "type", "cpu") == "cpu"}
+    return {k: x.detach() if hasattr(x, "detach") else x for k, x in here.items()}
+
+
 class Heartbeat:
     """Writes `heartbeat_rank<k>.jsonl`. Safe to call from any thread; silent in forked children."""
 
@@ -67,7 +79,9 @@ class Heartbeat:
         self._phase = Phase.STARTING
         self._step: int | None = None
         self._last = float("-inf")  # monotonic seconds of the last line
+        self._withheld: dict[str, object] | None = None  # fields of a beat that came too soon behind a line
         self._closed = threading.Event()
+        self._aside = False
         self.lost = 0
         me = ProcId.me()
         self._birth = {
@@ -79,6 +93,7 @@ class Heartbeat:
         }
         self._write(Phase.STARTING, {})
         threading.Thread(target=self._keepalive, name="orch-heartbeat", daemon=True).start()
+        atexit.register(self.flush)  # the last steps of a script that does not say `done`
 
     def beat(self, step: int | None = None, **fields: object) -> None:
         """A step was made. Written when a second has passed since the last line, or the phase was another one."""
@@ -86,8 +101,15 @@ class Heartbeat:
             self._step = step
         now = time.monotonic()
         if self._phase is Phase.PROGRESS and now - self._last < MIN_INTERVAL_S:
+            self._withheld = _of_the_host(fields)
             return
         self._write(Phase.PROGRESS, fields)
+
+    def flush(self) -> None:
+        """The rank comes to its end: the last beat is written, however soon it came behind another."""
+        fields = self._withheld
+        if fields is not None and not self._closed.is_set():
+            self._write(Phase.PROGRESS, fields)
 
     def phase(self, phase: Phase | str, **fields: object) -> None:
         """The rank does something else now. Written at once; an unknown word is ignored."""
@@ -100,6 +122,7 @@ class Heartbeat:
 
     def close(self) -> None:
         self._closed.set()
+        atexit.unregister(self.flush)
 
     def _line(self, phase: Phase, fields: dict[str, object]) -> bytes:
         env = self._env
@@ -120,14 +143,50 @@ class Heartbeat:
         if os.getpid() != self._pid:
             return  # a forked data worker is not the rank
         with self._lock:
-            self._phase, self._last = phase, time.monotonic()
+            self._phase, self._last, self._withheld = phase, time.monotonic(), None
+            line = self._line(phase, fields)
             try:
-                if self._writer is None:
-                    self._writer = LineWriter(self._env.run.heartbeat(self._env.rank))
-                self._writer.write(self._line(phase, fields))
-                self._seq += 1
-            except OSError:
-                self.lost += 1
+                self._put(line)
+            except OSError as e:
+                self._put_aside(line, e)
+
+    def _put(self, line: bytes) -> None:
+        """To the heartbeat file, behind what has waited for it."""
+        if self._writer is not None and self._writer.is_gone():
+            self._drop_writer()
+        if self._writer is None:
+            self._writer = LineWriter(self._env.run.heartbeat(self._env.rank))
+            moved = move_back(self._env.run, self._env.rank, self._writer)
+            if self._aside:
+                self._say(f"heartbeats are written to {self._writer.path} again; {moved} were moved there")
+                self._aside = False
+        self._writer.write(line)
+        if self._writer.torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._seq += 1
+
+    def _put_aside(self, line: bytes, why: OSError) -> None:
+        self._drop_writer()
+        path = aside_of(self._env.run, self._env.rank)
+        if not self._aside:
+            self._say(f"heartbeats cannot be written ({why.strerror or why}); until they can, they go to {path}")
+        self._aside = True
+        try:
+            put_aside(self._env.run, self._env.rank, line)
+            self._seq += 1
+        except (OSError, ValueError):
+            self.lost += 1
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._writer = None
+
+    @staticmethod
+    def _say(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # where the log is on the same disk, nobody can be told
+            print(f"orch: {text}", file=sys.stderr, flush=True)
 
     def _keepalive(self) -> None:
         while not self._closed.wait(_TICK_S):

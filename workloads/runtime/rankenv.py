@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workloads.contract.allowed import ALLOWED, RESUME_FROM
 from workloads.contract.rundir import RunDir
 
 
@@ -29,6 +30,11 @@ class RankEnv:
     epoch: int
     pod: str
     stackdump: Path | None
+    local_world_size: int = 1
+    allowed: frozenset[str] = frozenset()
+    """fields of the config in which a checkpoint may differ from the job, for a person said so"""
+    resume_from: str | None = None
+    """the checkpoint that the newest resume named; nothing older is used in its place"""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> RankEnv | None:
@@ -50,4 +56,7 @@ class RankEnv:
             epoch=_number(env, "ORCH_EPOCH", attempt),
             pod=env.get("ORCH_POD") or "local",
             stackdump=Path(dump) if dump else None,
+            local_world_size=max(1, _number(env, "LOCAL_WORLD_SIZE", 1)),
+            allowed=frozenset(filter(None, env.get(ALLOWED, "").split(","))),
+            resume_from=env.get(RESUME_FROM) or None,
         )

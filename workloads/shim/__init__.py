@@ -10,6 +10,7 @@ rank prints (the rank writes straight to its log) and never decides about restar
     spawn      fork and exec by hand
     halt       what was asked, and `clocks`: what to send when (pure)
     care       the loop while the rank lives
+    loglimit   how much a log may hold
     oom        did the kernel kill it for memory?
     record     the rank record and the shim's log
 """

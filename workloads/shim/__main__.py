@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from workloads.contract.aside import move_back
 from workloads.contract.files import read_json
 from workloads.contract.records import HaltClocks, ShimOrder, from_wire
 from workloads.contract.rundir import RunDir
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
         if not _own(run.rank_lock(order.attempt, order.rank)) or is_recorded(record_path):
             return 0  # another shim has it, had it, or lost it (then the keeper finishes its record)
         record = carry_out(order, run, limits, log)
+        with contextlib.suppress(OSError, ValueError):  # no news of a rank that has ended is worth a record
+            move_back(run, order.rank)
         write_patiently(record_path, record, log, LAST_RECORD_S)
     except OSError as e:
         log.say(f"the lock or the record could not be written: {e}")

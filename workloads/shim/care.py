@@ -16,6 +16,7 @@ from workloads.contract.records import HaltClocks, ShimOrder
 from workloads.contract.rundir import RunDir
 from workloads.shim import halt
 from workloads.shim.halt import Asked, Send, Verdict
+from workloads.shim.loglimit import LogLimit
 from workloads.shim.record import ShimLog
 
 LOOK_EVERY_S = 0.5
@@ -39,15 +40,18 @@ class Care:
         self.order, self.run, self.rank, self.limits, self.log = order, run, rank, limits, log
         self.asked = Asked()
         self.sent = Verdict(Send.NOTHING)
+        self.log_limit = LogLimit(order, run, log.say)
         self._refused_why = ""
         self._beaten = False
 
     def until_ended(self) -> Ended:
         while True:
             ended = self.reap()
-            if ended is not None:
-                return ended
             now = time.monotonic()
+            self.log_limit.look(now)
+            if ended is not None:
+                self.log_limit.finish()
+                return ended
             self._look(now)
             if self.asked != Asked():
                 self._act(now)

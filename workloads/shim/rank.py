@@ -16,6 +16,7 @@ from workloads.shim.care import Care, Ended
 from workloads.shim.lease import lease, release
 from workloads.shim.oom import oom_kills
 from workloads.shim.record import FIRST_RECORD_S, ShimLog, write_patiently
+from workloads.shim.recorder import with_recorder
 from workloads.shim.spawn import SpawnError, start
 
 
@@ -54,7 +55,7 @@ def _run(
 
     kills_before = oom_kills()
     try:
-        pid = start(_with_secrets(order, run), run.rank_log(order.rank), leases, tell)
+        pid = start(with_recorder(_with_secrets(order, run), run), run.rank_log(order.rank), leases, tell)
     except SpawnError as e:
         return replace(born, ended=time.time(), cause="spawn-failed", error=str(e))
     log.say(f"rank {order.rank} attempt {order.attempt} started: pid {pid}")

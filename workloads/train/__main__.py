@@ -2,7 +2,8 @@
 
     faulthandler, first beat -> torch -> build (config, machine, data, model, resume) -> train -> exit code
 
-Exit codes: 0 done, 75 checkpointed or a peer was lost ("resume me"), 76 stale epoch, 77 refused, 2 not in a run.
+Exit codes: 0 done, 75 checkpointed or a peer was lost ("resume me"), 76 stale epoch, 77 refused, 1 the data are
+not there, 2 not in a run.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import os
 import sys
 
-from workloads.contract.errors import OrchError, UsageError
+from workloads.contract.errors import MissingDataError, OrchError, UsageError
 from workloads.contract.exitcodes import CliExit, RankExit
+from workloads.data.blocks import SourceGone
 from workloads.runtime import Run, stacks
 from workloads.runtime.fence import StaleEpochError
 from workloads.runtime.rankenv import RankEnv
+from workloads.train.caches import keep_caches
 
 
 def main() -> int:
@@ -28,13 +31,17 @@ def main() -> int:
         return _train(env, run)
     except OrchError as e:
         print(e.render(), file=sys.stderr, flush=True)
-        return int(RankExit.REFUSED)
+        return 1 if isinstance(e, MissingDataError) else int(RankExit.REFUSED)  # they may come back
+    except SourceGone as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        return 1  # another attempt may find it there again
     except StaleEpochError as e:
         print(f"stale: {e}", file=sys.stderr, flush=True)
         return int(RankExit.STALE_EPOCH)
 
 
 def _train(env: RankEnv, run: Run) -> int:
+    keep_caches()
     import torch.distributed as dist
 
     from workloads.train.build import build

@@ -1,25 +1,22 @@
-"""What this rank trains: the job in run.json, and which of its fields a checkpoint binds.
+"""What this rank trains: the job of its attempt, which is that of run.json unless a resume changed it.
 
-Refusals are `SpecError`s that `workloads.train.__main__` turns into exit 77: a restart cannot help. No torch here.
+What of it a checkpoint binds is in `workloads.contract.config.bound`. Refusals are `SpecError`s that
+`workloads.train.__main__` turns into exit 77: a restart cannot help. No torch here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import SpecError
 from workloads.contract.files import read_json
+from workloads.contract.jobchanges import Changes, job_file, read_changes
 from workloads.runtime.rankenv import RankEnv
-
-_UNBOUND = {"micro_batch", "log_every"}
-"""fields of `train` that change neither what is computed nor in which order"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,8 @@ class RunConfig:
     job: JobSpec
     gpus_per_rank: int
     code_hash: str
+    changes: Changes
+    """what resumes made of run.json's job"""
 
 
 def load(env: RankEnv) -> RunConfig:
@@ -34,45 +33,18 @@ def load(env: RankEnv) -> RunConfig:
     path = env.run.run_json
     try:
         row = read_json(path)
+        path = job_file(env.run, env.attempt)
         # through JSON: strict models take a list for a tuple there and nowhere else
-        job = JobSpec.model_validate_json(json.dumps(row["job"]))
+        job = JobSpec.model_validate_json(json.dumps(read_json(path)["job"]))
     except (OSError, ValueError, KeyError) as e:
         what = f"{e.error_count()} mistakes: {_first(e)}" if isinstance(e, ValidationError) else f"{e}"
         raise SpecError("E-TRAIN-002", f"the run's job cannot be read: {what}", where=str(path)) from e
     gpus = row.get("gpus_per_rank")
     tree = row.get("tree")
-    return RunConfig(job, gpus if type(gpus) is int else 0, Path(tree).name if isinstance(tree, str) else "")
+    code_hash = Path(tree).name if isinstance(tree, str) else ""
+    return RunConfig(job, gpus if type(gpus) is int else 0, code_hash, read_changes(env.run, env.attempt))
 
 
 def _first(e: ValidationError) -> str:
     first = e.errors(include_url=False)[0]
     return f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
-
-
-def bound_fields(job: JobSpec) -> dict[str, Any]:
-    """`model.*`, `data.*` and `train.*` fields that a resume must agree on, flat, as JSON values."""
-    row = job.model_dump(mode="json", include={"model", "data", "train"})
-    flat: dict[str, Any] = {}
-    for area, fields in row.items():
-        for name, value in fields.items():
-            if area != "train" or name not in _UNBOUND:
-                flat[f"{area}.{name}"] = value
-    return flat
-
-
-def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
-    """SpecError that names every field in which the checkpoint and the job differ.
-
-    A field that the checkpoint's orch did not know yet counts as today's default: what that orch computed.
-    """
-    saved = bound_fields(JobSpec(name="defaults")) | dict(saved)
-    names = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
-    if names:
-        changes = ", ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in names)
-        raise SpecError(
-            "E-TRAIN-003",
-            f"the job differs from the one that wrote {checkpoint}: {', '.join(names)}",
-            value=changes,
-            expected="the same model, data and optimizer settings",
-            fix="launch a new run for new settings",
-        )

@@ -1,25 +1,29 @@
-"""Where to start: the newest checkpoint that verifies and fits the job, or step 0.
+"""Where to start: the newest checkpoint that verifies and fits the job; that of another run if asked; or step 0.
 
-Rank 0 looks and decides; all ranks load the same. A damaged checkpoint is named and never used. When checkpoints are
-there and none verifies, the run is refused: starting over is a person's decision. Called by the trainer.
+Which one of its own is decided by `workloads.runtime.newest`. Called by the trainer.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workloads.contract.errors import IntegrityError, SpecError
+from workloads.contract.allowed import CORPUS, is_allowed
+from workloads.contract.config.bound import BoundChanges, refuse_changes
+from workloads.contract.errors import SpecError
 from workloads.contract.files import read_json
-from workloads.runtime.agreement import Agreement
-from workloads.runtime.checkpoint import TRAINER_FILE, Checkpointer
-from workloads.runtime.manifest import newest_verified
+from workloads.contract.manifest import read_manifest
+from workloads.contract.rundir import TRAINER_FILE
+from workloads.data.stream import FeedState
+from workloads.runtime.checkpoint import Checkpointer
+from workloads.runtime.newest import choose
 from workloads.runtime.rankenv import RankEnv
-from workloads.runtime.retention import remove_staged
+from workloads.runtime.shards import read_shards
 from workloads.train.books import cut_after
-from workloads.train.config import refuse_changes
+from workloads.train.start import start_of, verified
 
 TRAINER_VERSION = 1
 
@@ -28,6 +32,11 @@ TRAINER_VERSION = 1
 class Position:
     step: int = 0
     samples: int = 0
+    shards: Mapping[int, Any] = field(default_factory=dict)
+
+    @property
+    def feed(self) -> FeedState:
+        return FeedState(self.samples, self.shards)
 
 
 def trainer_state(position: Position, bound: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -38,48 +47,61 @@ def trainer_state(position: Position, bound: Mapping[str, Any], fingerprint: str
     }  # fmt: skip
 
 
-def choose(env: RankEnv, agreement: Agreement) -> Path | None:
-    """The checkpoint to start from; leftovers of unfinished saves are removed. IntegrityError: all are damaged."""
-    found: tuple[str | None, list[tuple[str, str]]] | None = None
-    if env.rank == 0:
-        remove_staged(env.run)
-        path, rejected = newest_verified(env.run, run_id=env.run_id)
-        found = (path.name if path else None, rejected)
-    name, rejected = agreement.from_rank0(found)
-    for bad, why in rejected:
-        print(f"warning: checkpoint {bad} is not used: {why}", flush=True)
-    if name is None and rejected:
-        raise IntegrityError(
-            "E-TRAIN-005",
-            f"none of {len(rejected)} checkpoints verifies; the newest: {rejected[0][1]}",
-            where=str(env.run.checkpoints),
-            fix="mend them from a copy, or move them away to start at step 0",
-        )
-    return env.run.checkpoints / name if name else None
-
-
-def resume(
-    env: RankEnv, agreement: Agreement, checkpointer: Checkpointer, bound: Mapping[str, Any], fingerprint: str
-) -> Position:
-    """Load the chosen checkpoint. SpecError when job or corpus are others than those that wrote it."""
-    path = choose(env, agreement)
+def resume(checkpointer: Checkpointer, bound: Mapping[str, Any], fingerprint: str) -> Position:
+    """Load the chosen checkpoint. SpecError when job or corpus are others than those that wrote it, and must not be."""
+    env, path = checkpointer.env, choose(checkpointer)
     position = Position()
+    start = start_of(env)
+    if path is None and start is not None:
+        path = verified(checkpointer, start)
     if path is not None:
-        saved = read_json(path / TRAINER_FILE)
-        if saved.get("v") != TRAINER_VERSION:
-            raise SpecError("E-TRAIN-006", f"{path.name} has trainer state {saved.get('v')!r}, this orch reads 1")
-        refuse_changes(saved["config"], bound, path.name)
-        if saved["corpus"] != fingerprint:
+        position = _load(checkpointer, path, bound, fingerprint, start.allow if start else frozenset())
+        print(f"resume: step {position.step} from {path.name}", flush=True)
+    elif env.attempt > 1:
+        print("resume: step 0, for this run has no checkpoint yet", flush=True)
+    if env.rank == 0:
+        cut_after(env, position.step)
+    return position
+
+
+def _load(
+    checkpointer: Checkpointer, path: Path, bound: Mapping[str, Any], fingerprint: str, allow: frozenset[str]
+) -> Position:
+    env, saved = checkpointer.env, read_json(path / TRAINER_FILE)
+    if saved.get("v") != TRAINER_VERSION:
+        raise SpecError("E-TRAIN-006", f"{path.name} has trainer state {saved.get('v')!r}, this orch reads 1")
+    if not isinstance(saved.get("config"), dict):
+        raise SpecError(
+            "E-TRAIN-006", f"{path.name} holds no training of orch's own: a script saved it", where=str(path),
+            expected="a checkpoint of a run of kind train", fix="launch a new run from another one",
+        )  # fmt: skip
+    allow |= env.allowed
+    changes = refuse_changes(saved["config"], bound, path.name, allow)
+    if saved["corpus"] != fingerprint:
+        if not is_allowed(CORPUS, allow):
             raise SpecError(
                 "E-TRAIN-007",
                 f"data.source: the corpus is not the one that {path.name} was trained on",
                 value=fingerprint[:16],
                 expected=saved["corpus"][:16],
-                fix="bring the old text back, or launch a new run",
+                fix=f"bring the old text back, launch a new run, or let it change: --allow-config-change {CORPUS}",
             )
+        changes[CORPUS] = [saved["corpus"], fingerprint]
+    try:
         checkpointer.load(path)
-        position = Position(saved["step"], saved["samples"])
-        print(f"resume: step {position.step} from {path.name}", flush=True)
-    if env.rank == 0:
-        cut_after(env, position.step)
-    return position
+    except ValueError as e:
+        raise SpecError("E-TRAIN-011", f"{path.name} does not fit the job's model: {e}", where=str(path)) from e
+    checkpointer.history = [*saved.get("history", ()), *_news(env, path, saved["step"], changes)]
+    for name, (old, new) in changes.items():
+        print(f"resume: {name} was {old!r} and is {new!r} from step {saved['step'] + 1} on", flush=True)
+    return Position(saved["step"], saved["samples"], read_shards(path))
+
+
+def _news(env: RankEnv, path: Path, step: int, changes: BoundChanges) -> list[dict[str, Any]]:
+    """What the run's line will be told to have gone through here; [] for a plain resume."""
+    foreign = path.parent != env.run.checkpoints
+    if not foreign and not changes:
+        return []
+    origin = read_manifest(path)[0] if foreign else None
+    began = {"from_run": origin.run, "checkpoint": str(path)} if origin else {}
+    return [{"step": step, "attempt": env.attempt, "ts": time.time(), **began, "changes": changes}]

@@ -6,50 +6,70 @@ sequences, T tokens.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from workloads.contract.config.job import TrainSpec
 from workloads.train.machine import Machine
-from workloads.train.optim import clip_gradients, learning_rate, set_learning_rate
+from workloads.train.optim import clip_gradients, learning_rate, set_learning_rate, step_if_finite
+from workloads.train.parallel import travelling
+
+
+def on_device(array: NDArray[np.generic], machine: Machine) -> Tensor:
+    """A copy of a batch's array on the machine's device; the host does not wait for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(machine.device, non_blocking=True) if machine.cuda else tensor
+
+
+def documents_of(cu_seqlens: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """The number of each token's document, int32 [B, T], from the borders in the flattened rows."""
+    starts = np.zeros(shape, dtype=np.int32)
+    starts.reshape(-1)[cu_seqlens[1:-1]] = 1
+    return np.cumsum(starts.reshape(-1), dtype=np.int32).reshape(shape)
 
 
 def accumulate(
-    model: nn.Module, x_BT: Tensor, y_BT: Tensor, *, machine: Machine, micro: int | None, scale: float
+    model: nn.Module,
+    x_BT: Tensor,
+    y_BT: Tensor,
+    *,
+    machine: Machine,
+    micro: int | None,
+    scale: float,
+    documents_BT: Tensor | None = None,
+    stays: bool = False,
 ) -> Tensor:
     """Adds the gradients of `scale` x the summed loss over these rows; returns that sum in fp64, on the device.
 
     x_BT, y_BT: int64 tokens and targets on the machine's device. micro: rows a forward pass; None: all at once.
+    documents_BT: numbers of their documents, where attention stays inside each. stays: no gradient is sent.
     """
     rows = x_BT.shape[0]
     micro = micro or rows
     total = torch.zeros((), dtype=torch.float64, device=machine.device)
     for start in range(0, rows, micro):
-        last = start + micro >= rows
-        with nullcontext() if last else _no_sync(model):
+        part = slice(start, start + micro)
+        with travelling(model, last=start + micro >= rows and not stays):
             with machine.autocast():
-                logits_BTV = model(x_BT[start : start + micro])
-            targets = y_BT[start : start + micro].flatten()
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="sum")
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+                if documents_BT is None:
+                    loss = model(x_BT[part], y_BT[part])
+                else:
+                    loss = model(x_BT[part], y_BT[part], documents_BT=documents_BT[part])
+            (loss * scale).backward()
         total += loss.detach()
     return total
 
 
-def _no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Gradients of all but the last micro batch stay on this rank."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainSpec, step: int) -> tuple[float, Tensor]:
-    """One step of the optimizer with clipped gradients, which are gone then: (learning rate, norm before clipping)."""
+    """One step of the optimizer with clipped gradients, which are gone then: (learning rate, norm before clipping).
+
+    Where the norm is not finite, weights and optimizer stay as they were.
+    """
     lr = learning_rate(train, step)
     set_learning_rate(optimizer, lr)
     grad_norm = clip_gradients(model, train.clip)
-    optimizer.step()
+    step_if_finite(optimizer, grad_norm)
     optimizer.zero_grad(set_to_none=True)
     return lr, grad_norm

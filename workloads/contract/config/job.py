@@ -2,24 +2,49 @@
 
 Defaults live here and nowhere else. Cross-field rules raise ValueError with the key in front
 (`train.warmup_steps: ...`); `orchestrator.jobs.jobfile` turns them and pydantic's own errors into blocks with file
-and line. Fields that orch does not act on yet are refused there by name, not accepted in silence.
+and line. Fields that orch does not act on yet are refused there by name, not accepted in silence. What a training says
+is in `training`, what the other kinds are asked in `kinds`; both are to be had from here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workloads.contract.config.base import (
-    Config,
-    Fraction,
-    Name,
-    NonNegFloat,
-    NonNegInt,
-    PositiveFloat,
-    PositiveInt,
+from workloads.contract.config.base import Config, Name, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
+from workloads.contract.config.health import HealthSpec
+from workloads.contract.config.kinds import (
+    BENCH_SUITES,
+    KERNEL_BENCHES,
+    SUITES,
+    BenchSpec,
+    DecodeSpec,
+    ParitySpec,
+    TaskSpec,
 )
+from workloads.contract.config.training import (
+    STREAMS,
+    TOKENIZER_SIZES,
+    UNKNOWN_SIZE,
+    WITH_PATH,
+    CheckpointSpec,
+    DataSpec,
+    EvalSpec,
+    HubSpec,
+    ModelSpec,
+    OnNanSpec,
+    RopeScalingSpec,
+    TrainSpec,
+    padded_vocab,
+)
+
+__all__ = [
+    "BENCH_SUITES", "KERNEL_BENCHES", "STREAMS", "SUITES", "TOKENIZER_SIZES", "UNKNOWN_SIZE", "WITH_PATH",
+    "BenchSpec", "CheckpointSpec", "DataSpec", "DecodeSpec", "EvalSpec", "HaltSpec", "HubSpec", "JobSpec", "LogsSpec",
+    "ModelSpec", "OnNanSpec", "ParitySpec", "Requirement", "Resources", "RestartSpec", "RopeScalingSpec",
+    "RuntimeSpec", "TaskSpec", "TrainSpec", "padded_vocab",
+]  # fmt: skip
 
 
 class Resources(Config):
@@ -30,123 +55,14 @@ class Resources(Config):
     cpus_per_rank: PositiveInt = 1
 
 
-class AttentionSpec(Config):
-    kind: Literal["full"] = "full"
-
-
-class RopeScalingSpec(Config):
-    """Llama 3.1's stretch of rotary wavelengths for contexts longer than those of the first training.
-
-    Wavelengths below original_positions / high_freq_factor stay, those above original_positions / low_freq_factor are
-    multiplied by `factor`, between them the frequency is interpolated.
-    """
-
-    kind: Literal["llama3"] = "llama3"
-    factor: PositiveFloat = 8.0
-    low_freq_factor: PositiveFloat = 1.0
-    high_freq_factor: PositiveFloat = 4.0
-    original_positions: PositiveInt = 8192
-
-    @model_validator(mode="after")
-    def _order(self) -> Self:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"model.rope_scaling.high_freq_factor: must be above low_freq_factor {self.low_freq_factor}"
-            )
-        return self
-
-
-class ModelSpec(Config):
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU.
-
-    Enough for Llama 3 and Qwen3 (`workloads.models.hf` reads theirs). `qk_norm` and `rope_scaling` came later than the
-    rest: a checkpoint or job that does not name them means their defaults.
-    """
-
-    dim: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    kv_heads: PositiveInt = 2
-    head_dim: PositiveInt | None = None
-    """default dim / heads"""
-    ffn_dim: PositiveInt | None = None
-    """default 8/3 dim, rounded up to a multiple of 64"""
-    vocab: PositiveInt | None = None
-    """default: the tokenizer's size"""
-    rope_theta: PositiveFloat = 10_000.0
-    rope_scaling: RopeScalingSpec | None = None
-    qk_norm: bool = False
-    """RMSNorm over each query and key head before the rotation (Qwen3)"""
-    norm_eps: PositiveFloat = 1e-5
-    tie_embeddings: bool = True
-    attention: AttentionSpec = AttentionSpec()
-
-    @model_validator(mode="after")
-    def _shapes(self) -> Self:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"model.kv_heads: must divide model.heads = {self.heads}")
-        if self.head_dim is None and self.dim % self.heads:
-            raise ValueError(f"model.heads: must divide model.dim = {self.dim} when model.head_dim is not given")
-        if (self.head_dim or self.dim // self.heads) % 2:
-            raise ValueError("model.head_dim: must be even (rotary embedding turns pairs)")
-        return self
-
-    @property
-    def d_head(self) -> int:
-        return self.head_dim or self.dim // self.heads
-
-    @property
-    def d_ffn(self) -> int:
-        return self.ffn_dim or -(-(8 * self.dim // 3) // 64) * 64
-
-
-class DataSpec(Config):
-    source: Literal["stdlib", "text", "synthetic"] = "stdlib"
-    path: str | None = None
-    """`text`: a file or directory of UTF-8 text on the pod"""
-    tokenizer: Literal["byte"] = "byte"
-    seq_len: PositiveInt = 128
-    """tokens a sample, the shifted target not counted"""
-
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        if (self.source == "text") != (self.path is not None):
-            raise ValueError("data.path: is needed by source `text` and by no other")
-        return self
-
-
-class TrainSpec(Config):
-    steps: PositiveInt = 1000
-    global_batch: PositiveInt = 16
-    """sequences a step over all ranks"""
-    micro_batch: PositiveInt | None = None
-    """sequences a forward pass on one rank; default: the rank's whole share. Fewer means accumulation"""
-    lr: PositiveFloat = 3e-4
-    min_lr_ratio: Fraction = 0.1
-    warmup_steps: NonNegInt = 0
-    weight_decay: NonNegFloat = 0.1
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    clip: PositiveFloat | None = 1.0
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where the device has it, else fp32"""
-    seed: NonNegInt = 1234
-    deterministic: bool = True
-    log_every: PositiveInt = 10
-
-
-class CheckpointSpec(Config):
-    every_s: PositiveFloat | None = 600.0
-    every_steps: PositiveInt | None = None
-    keep: Annotated[int, Field(ge=2)] = 2
-    """newest verified checkpoints kept; never fewer than two"""
-    keep_every: PositiveInt | None = None
-    """checkpoints whose step is a multiple of this are never removed"""
-
-
 class HaltSpec(Config):
     grace_s: PositiveFloat = 600.0
     """seconds from the request to SIGTERM; SIGKILL follows 30 s later"""
+
+
+class LogsSpec(Config):
+    max_gb: PositiveFloat = 10.0
+    """10^9 bytes of a rank's log on the pod; beyond it the oldest output is dropped, and that is told"""
 
 
 class RestartSpec(Config):
@@ -158,105 +74,18 @@ class RuntimeSpec(Config):
     process_group_timeout_s: PositiveFloat = 300.0
     omp_threads: PositiveInt | None = None
     """OMP_NUM_THREADS of a rank; default resources.cpus_per_rank"""
-
-
-Suite = Literal["kv-decode", "decoupled"]
-SUITES: tuple[Suite, ...] = get_args(Suite)
-"""Families of kernels that are held to their reference, in the order in which they are."""
-
-
-class ParitySpec(Config):
-    """Kind `parity`: every cell of these suites, Triton against its reference, one rank on one device."""
-
-    suites: Annotated[list[Suite], Field(min_length=1)] = list(SUITES)
-    full: bool = False
-    """the whole matrix instead of the one that an interpreter on a CPU finishes in minutes"""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto`: the pod's GPU, else Triton's interpreter on the CPU"""
-    seed: NonNegInt = 0
-    only: str | None = None
-    """the one cell with this id"""
-
-    @model_validator(mode="after")
-    def _suites(self) -> Self:
-        if len(set(self.suites)) != len(self.suites):
-            raise ValueError("parity.suites: names a suite twice")
-        return self
-
-
-BenchSuite = Literal["bandwidth", "kv-decode", "decoupled", "device", "train-step", "comm"]
-BENCH_SUITES: tuple[BenchSuite, ...] = get_args(BenchSuite)
-"""What a benchmark measures, in the order in which it does."""
-KERNEL_BENCHES: tuple[BenchSuite, ...] = BENCH_SUITES[:3]
-"""The suites that are measured when none is named: memory, and our kernels beside their peers."""
-
-
-class BenchSpec(Config):
-    """Kind `bench`: every case of these suites, checked and then timed, one rank."""
-
-    suites: Annotated[list[BenchSuite], Field(min_length=1)] = list(KERNEL_BENCHES)
-    quick: bool = False
-    """few cases and replays: a look, no figures"""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto`: the pod's GPU, else the CPU, where tiny cases test the bench itself"""
-    seed: NonNegInt = 0
-    write_thresholds: bool = False
-    """install what was measured where the kernels of the pod's processes look for it"""
-
-    @model_validator(mode="after")
-    def _suites(self) -> Self:
-        if len(set(self.suites)) != len(self.suites):
-            raise ValueError("bench.suites: names a suite twice")
-        return self
-
-
-Prompt = Annotated[str, Field(min_length=1)]
-
-
-class DecodeSpec(Config):
-    """Kind `decode`: answer every prompt with a model, turn by turn on its cache, one rank."""
-
-    weights: Annotated[str, Field(min_length=1)] | None = None
-    """on the pod: a folder as published (config.json, *.safetensors), a checkpoint, or a run id; else random"""
-    prompts: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Prompt | Annotated[list[Prompt], Field(min_length=1)]], Field(min_length=1)]
-    ) = ["Once upon a time"]
-    """conversations, each a prompt or a list of turns; or a file of them on the pod (`workloads.contract.prompts`)"""
-    max_new_tokens: PositiveInt = 64
-    """tokens of a reply, at most"""
-    temperature: NonNegFloat = 0.0
-    """0: the likeliest token"""
-    top_k: PositiveInt | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: NonNegInt = 0
-    backend: Literal["full", "cache", "decoupled"] = "cache"
-    """`full`: no cache, every token reads the whole text again; `decoupled`: a cache in the formats of kv_policy"""
-    kv_policy: str | None = None
-    """`ksem=q4_0@32,kgeo=q8_0@32,v=q4_0@32,resid=128`: see kernels/decoupled/README.md"""
-    repeats: PositiveInt = 1
-    """how often each reply is made, to be timed; the last one is kept"""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: that of the weights, but bf16 for fp32 on a GPU, and fp32 on a CPU"""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.backend == "decoupled") != (self.kv_policy is not None):
-            raise ValueError("decode.kv_policy: is needed by backend `decoupled` and by no other")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            raise ValueError("decode.temperature: top_k and top_p say what is drawn from; 0 draws nothing")
-        return self
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """share of a GPU's memory that a rank may take: beyond it the rank fails, and not its neighbour"""
 
 
 Requirement = Literal["parity"]
 
 
 class JobSpec(Config):
-    """`parity`, `bench`, `require` came later than the rest: a run.json without them means their defaults."""
+    """`eval`, `parity`, `bench`, `task`, `require`, `health`, `logs` came later: a missing one has its default."""
 
     name: Name
-    kind: Literal["train", "command", "parity", "bench", "decode"] = "train"
+    kind: Literal["train", "command", "parity", "bench", "decode", "data"] = "train"
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """`command`: argv of every rank, passed whole"""
     workdir: str | None = None
@@ -273,15 +102,19 @@ class JobSpec(Config):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
+    eval: EvalSpec = EvalSpec()
     parity: ParitySpec = ParitySpec()
     bench: BenchSpec = BenchSpec()
     decode: DecodeSpec = DecodeSpec()
+    task: TaskSpec = TaskSpec()
     require: list[Requirement] = []
     """`parity`: launched only where the kernels were found right: this code on this GPU, driver, torch and triton"""
     runtime: RuntimeSpec = RuntimeSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     halt: HaltSpec = HaltSpec()
     restart: RestartSpec = RestartSpec()
+    logs: LogsSpec = LogsSpec()
+    health: HealthSpec = HealthSpec()
 
     @model_validator(mode="after")
     def _kind(self) -> Self:
@@ -297,9 +130,24 @@ class JobSpec(Config):
             raise ValueError("secrets: names one twice")
         if len(set(self.pods)) != len(self.pods):
             raise ValueError("pods: names a pod twice")
+        if self.train.attention == "flex" and self.data.pack != "documents":
+            raise ValueError("train.attention: `flex` is for data.pack `documents`; set one of the two")
+        self._evaluation()
         if self.kind == "parity" and self.require:
             raise ValueError("require: has no effect on kind `parity`, which is what it asks for")
         return self
+
+    def _evaluation(self) -> None:
+        if self.eval.path is not None and self.data.source not in WITH_PATH:
+            raise ValueError(f"eval.path: is for data.source {', '.join(WITH_PATH)}")
+        if self.eval.split is not None and self.data.source != "hub":
+            raise ValueError("eval.split: is for data.source hub")
+        apart = self.data.held_out or self.eval.path is not None or self.eval.split is not None
+        if self.eval.every_steps is not None and not apart:
+            raise ValueError(
+                "eval.every_steps: there is nothing to evaluate on; set data.held_out (0.01, say), "
+                "eval.path or eval.split"
+            )
 
     @property
     def device(self) -> Literal["auto", "cuda", "cpu"] | None:
@@ -311,5 +159,7 @@ class JobSpec(Config):
                 return self.bench.device
             case "decode":
                 return self.decode.device
+            case "data":
+                return "cpu"
             case _:
                 return None

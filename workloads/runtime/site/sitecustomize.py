@@ -1,9 +1,10 @@
 """Makes any Python that a rank starts answer a dump signal with its stacks. Found first on PYTHONPATH by `site`.
 
-When ORCH_STACKDUMP names a file, faulthandler is registered for SIGUSR1 (or ORCH_DUMP_SIGNAL) on it. Then this folder
-leaves sys.path and the `sitecustomize` that would have been found without us runs in our place. Never prints; an error
-of ours is swallowed, an error of the other one is passed on. Python 3.8 and later; imports nothing of orch, and of the
-standard library only what every start has loaded anyway (no pathlib, no contextlib).
+When ORCH_STACKDUMP names a file, faulthandler is registered for SIGUSR1 (or ORCH_DUMP_SIGNAL) on it, until the program
+takes that signal for itself. Then this folder leaves sys.path and the `sitecustomize` that would have been found
+without us runs in our place. Never prints; an error of ours is swallowed, an error of the other one is passed on.
+Python 3.8 and later; imports nothing of orch, and of the standard library only what every start has loaded anyway (no
+pathlib, no contextlib).
 """
 
 import os
@@ -27,6 +28,55 @@ def _register() -> None:
     faulthandler.register(number, fd, all_threads=True, chain=False)
     if not faulthandler.is_enabled():
         faulthandler.enable()
+    _share(signal, faulthandler, number, fd)  # type: ignore[no-untyped-call]
+
+
+LATE_S = 3.0
+
+
+def _share(signal, faulthandler, number, fd):  # type: ignore[no-untyped-def]  # 3.8 has no typing that costs nothing
+    """The gentle signal is answered between two instructions, where the frames are whole. And a program that takes one
+    of the two for itself ("save and exit" is usual) must never get it from a dumper: the dump file is closed then, and
+    who has it not open is not signalled."""
+    import time
+
+    original = signal.signal
+    there = os.fstat(fd)
+    ours = [fd]
+    gentle = signal.SIGRTMAX - 3  # workloads.contract.process.GENTLE_SIGNAL
+
+    def is_ours() -> float:
+        """When it was written to; 0 when it is a file of the program's by now."""
+        if ours:
+            now = os.fstat(ours[0])
+            if (now.st_dev, now.st_ino) == (there.st_dev, there.st_ino):
+                return now.st_mtime
+        return 0.0
+
+    def answer(signum: int, frame: object) -> None:
+        try:
+            if abs(time.time() - is_ours()) < LATE_S:  # who asked and wrote its header long ago has another answer
+                faulthandler.dump_traceback(ours[0], all_threads=True)
+        except Exception:  # a full disk is no matter of the program's
+            pass
+
+    def give_way(signalnum, handler):  # type: ignore[no-untyped-def]
+        before = original(signalnum, handler)
+        if signalnum in (number, gentle) and ours:
+            try:
+                if is_ours():
+                    os.close(ours[0])
+            except OSError:
+                pass
+            ours.clear()
+        return before
+
+    if gentle != number:
+        original(gentle, answer)
+        signal.siginterrupt(gentle, False)
+    give_way.__name__ = give_way.__qualname__ = "signal"
+    give_way.__module__, give_way.__doc__ = original.__module__, original.__doc__
+    signal.signal = give_way  # `signal.signal` calls this one, and so does asyncio
 
 
 def _step_aside() -> None:
