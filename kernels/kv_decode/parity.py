@@ -215,7 +215,7 @@ def judged(x: Inputs, out_BHSE: Tensor, lse_BHS: Tensor, rows: list[int] | None 
     """The verdict on output and LSE of these rows (all of them); the worse of the two.
 
     PyTorch's own error depends on the order of the sum in q . k, and at logits of 1e4 on little else: there it is the
-    largest of four orders.
+    largest of four orders of its own, which a CPU's vector width regroups, and of one element after the other.
     """
     keep = list(range(len(x.lengths))) if rows is None else rows
     orders = orders_of(x.params["dim"], 4 if x.params["big"] else 1, x.q_BHSD.device)
@@ -227,6 +227,9 @@ def judged(x: Inputs, out_BHSE: Tensor, lse_BHS: Tensor, rows: list[int] | None 
         peers = [sdpa(q[..., o], k[..., o], v, causal, scale) for o in orders]
         lses = [attention_reference(q[..., o], k[..., o], v, causal=causal, scale=scale, dtype=torch.float32,
                                     return_lse=True)[1] for o in orders]  # fmt: skip
+        if x.params["big"]:
+            plain = one_by_one(q, k, v, causal, scale)
+            peers.append(plain[0]), lses.append(plain[1])
         for into, value in zip(found, (*exact, torch.stack(peers), torch.stack(lses)), strict=True):
             into.append(value)
     out, lse = torch.cat(found[0]), torch.cat(found[1])
@@ -236,6 +239,21 @@ def judged(x: Inputs, out_BHSE: Tensor, lse_BHS: Tensor, rows: list[int] | None 
         for got, want, many in ((out_BHSE[keep], out, peer), (lse_BHS[keep], lse, lse_peer))
     ]
     return max(verdicts, key=lambda v: v.err / v.tol)
+
+
+def one_by_one(q_1HSD: Tensor, k_1KND: Tensor, v_1KNE: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """PyTorch's (out in the dtype of v, LSE) from float32 logits that are summed over the head one by one."""
+    group = q_1HSD.shape[1] // k_1KND.shape[1]
+    q, k, v = q_1HSD.float(), *(t.float().repeat_interleave(group, 1) for t in (k_1KND, v_1KNE))
+    s_1HSN = q.new_zeros(*q.shape[:3], k.shape[2])
+    for d in range(q.shape[3]):
+        s_1HSN += q[..., d, None] * k[..., None, :, d]
+    s_1HSN *= scale
+    if causal:
+        s_1HSN.masked_fill_(~visible(q.shape[2], k.shape[2], q.device), -math.inf)
+    lse = s_1HSN.logsumexp(-1)
+    p_1HSN = s_1HSN.softmax(-1).masked_fill((lse == -math.inf).unsqueeze(-1), 0.0)
+    return (p_1HSN @ v).to(v_1KNE.dtype), lse
 
 
 def orders_of(dim: int, count: int, device: torch.device) -> list[Tensor]:

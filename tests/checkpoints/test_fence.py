@@ -64,7 +64,7 @@ def test_what_a_living_process_stages_is_taken_from_it_and_removed_once_it_is_de
         assert (run.checkpoints / ".tmp_taken_a2_step_00000030_a1" / "half").read_bytes() == b"x"
     finally:
         holder.send_signal(signal.SIGKILL)
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=120)
     assert take_away(run, 4) == ([".tmp_taken_a2_step_00000030_a1"], [])
     assert leftovers(run) == []
 

@@ -126,7 +126,7 @@ class Orch:
         for process in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(timeout=120)
             for stream in (process.stdout, process.stderr):
                 if stream:
                     stream.close()
@@ -161,4 +161,4 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "60"])
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(timeout=120)

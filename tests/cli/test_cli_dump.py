@@ -39,7 +39,7 @@ def test_dump_as_typed(orch, make):
     made = running(make)
     process = orch.start("dump", "tiny", "--json")
     answer(made.run, "dump", summary=SUMMARY, seconds=0.31, groups=GROUPS, files=[], notes=[])
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     told = json.loads(out)
     assert told["summary"] == SUMMARY and told["groups"] == GROUPS and told["seconds"] == 0.31
@@ -50,6 +50,6 @@ def test_too_many_dumps_name_the_newest_files(orch, make):
     process = orch.start("dump", "tiny")
     why = "too many dumps: 6 in the last 60 s; the newest files are watchdog_stackdump_rank3_x.txt"
     answer(made.run, "dump", ok=False, why=why, files=["watchdog_stackdump_rank3_x.txt"], notes=[])
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 7 and "E-DUMP-004" in err and "too many dumps: 6 in the last 60 s" in err
     assert f"ls -t {made.run.stackdumps}" in err

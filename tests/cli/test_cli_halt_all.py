@@ -44,7 +44,7 @@ def test_what_nothing_could_end_is_named_with_what_to_type(orch, make):
     made.event(0, "verdict", "these stayed: 4711", data={"stayed": [4711]})
     process = orch.start("halt", "--all", "--json")
     stop(made)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 7 and "E-HALT-002" in err and "ps -o pid,stat,wchan:32,args -p 4711" in err
     document = json.loads(out)
     assert document["runs"][0]["stayed"] == [4711] and document["not_asked"] == []
@@ -56,7 +56,7 @@ def test_gpu_memory_that_did_not_come_back_is_named(orch, make):
     made.event(0, "verdict", f"these stayed: {words}", data={"stayed": [], "gpu": [words, 7]})
     process = orch.start("halt", "--all", "--json")
     stop(made)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     (row,) = json.loads(out)["runs"]
     assert (row["stayed"], row["gpu_memory"]) == ([], [words])
     assert process.returncode == 7 and "E-HALT-003" in err and words in err and "nvidia-smi --query-compute-apps" in err
@@ -69,7 +69,7 @@ def test_a_verdict_of_an_older_attempt_is_old_news(orch, make):
     made.event(0, "verdict", "these stayed: 4711", attempt=0, data={"stayed": [4711]})
     process = orch.start("halt", "tiny")
     stop(made)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and err == "" and "stayed" not in out
 
 
@@ -102,7 +102,7 @@ def test_a_run_that_does_not_stop_does_not_hold_up_the_words_about_the_others(ma
     began = time.monotonic()
     order = halts.Order(now=False, why="", who="me", wait=True)
     ended = halts.halt_runs([as_source(stuck.run), as_source(good.run)], order, Live(io.StringIO()), lambda _: None)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert [(e.words, e.error.code if e.error else None) for e in ended] == [
         ("not seen to stop: rank 0, 1", "E-HALT-001"), ("had ended before: halted", None),
     ]  # fmt: skip

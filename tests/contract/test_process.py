@@ -11,7 +11,7 @@ import time
 from workloads.contract.process import ProcId, catches, environ_of, marked, rank_mark
 
 
-def wait_for(condition: object, timeout_s: float = 5.0) -> bool:
+def wait_for(condition: object, timeout_s: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if callable(condition) and condition():

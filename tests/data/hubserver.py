@@ -152,5 +152,5 @@ def serving(root: Path) -> Iterator[Hub]:
     finally:
         hub.ended.set()
         hub.shutdown()
-        thread.join(10)
+        thread.join(60)
         hub.server_close()

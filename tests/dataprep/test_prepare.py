@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -58,6 +59,21 @@ def test_bytes_are_those_that_the_trainer_reads_itself(tmp_path: Path) -> None:
     (text / "latin.txt").unlink()  # its one byte that is no UTF-8 becomes three
     make(spec(text), tmp_path / "out")
     assert np.array_equal(load_prepared(tmp_path / "out").tokens[:], load_corpus(spec(text), 1).tokens)
+
+
+def test_bytes_that_are_no_text_are_refused_before_they_cost_hours(tmp_path: Path) -> None:
+    """A few damaged characters are prepared; an encoding, or a disk image among the texts, is not."""
+    text = text_folder(tmp_path / "text")  # one of its files has a byte that is no UTF-8
+    make(spec(text), tmp_path / "fine")
+    (text / "image").write_bytes(random.Random(1).randbytes(200_000))
+    with pytest.raises(SpecError, match="of the characters are no UTF-8") as caught:
+        make(spec(text), tmp_path / "out")
+    assert caught.value.code == "E-DATA-054" and str(text) in (caught.value.fix or "")
+    assert not (tmp_path / "out").exists()
+    (text / "image").unlink()
+    (text / "doc00.txt").write_bytes("Die Käuferin hörte über Straßen und Gärten.\n".encode("latin-1") * 8000)
+    with pytest.raises(SpecError, match="in another encoding"):
+        make(spec(text), tmp_path / "out")
 
 
 def test_the_number_of_workers_decides_nothing(text: Path, shards: Path, tmp_path: Path) -> None:
@@ -219,7 +235,7 @@ def test_gpt2_from_end_to_end(gpt2_folder: Path, text: Path, home: OrchHome, tmp
 
 
 def _wait_gone(workers: list[ProcId]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while any(worker.alive() for worker in workers):
         assert time.monotonic() < until, "workers outlived the process that they worked for"
         time.sleep(0.05)

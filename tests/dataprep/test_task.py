@@ -125,14 +125,14 @@ def test_bytes_that_are_no_text_do_not_go(tmp_path: Path, tokenizer: str) -> Non
     text = {"source": "text", "path": str(folder), "tokenizer": tokenizer}
     (folder / "a.txt").write_text("Grüße aus Zürich, ça va très bien; дом; 日本語のテキスト。\n" * 400)
     good = checked(text)
-    assert (good.why, good.error, good.no_text_share) == ("", None, 0.0) and good.chars > 500
+    assert (good.why, good.error, good.text.share) == ("", None, 0.0) and good.text.chars > 500
     (folder / "a.txt").write_bytes("Die Käuferin hörte über Straßen und Gärten.\n".encode("latin-1") * 400)
     latin = checked(text)
-    assert latin.error is not None and latin.error["code"] == "E-DATA-054" and latin.no_text_share is not None
+    assert latin.error is not None and latin.error["code"] == "E-DATA-054" and latin.text.share is not None
     (folder / "a.txt").write_bytes(random.Random(1).randbytes(60_000))
     noise = checked(text)
     assert noise.error is not None and noise.error["code"] == "E-DATA-054"
-    assert (noise.no_text_share or 0.0) > 0.3 and "of the characters are no UTF-8" in noise.why
+    assert (noise.text.share or 0.0) > 0.3 and "of the characters are no UTF-8" in noise.why
     assert str(folder) in noise.error["where"] and noise.error["fix"].startswith("file -i ")
 
 

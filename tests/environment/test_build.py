@@ -33,7 +33,7 @@ def LONG(value: str) -> ParameterSet:
     return pytest.param(value, marks=pytest.mark.long)
 
 
-def until(what: object, *, timeout_s: float = 20.0) -> None:
+def until(what: object, *, timeout_s: float = 60.0) -> None:
     assert callable(what)
     deadline = time.monotonic() + timeout_s
     while not what():

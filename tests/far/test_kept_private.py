@@ -42,7 +42,7 @@ class Eyes:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _look(self) -> None:
         while not self._end.wait(0.005):

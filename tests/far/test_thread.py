@@ -180,5 +180,5 @@ def test_dashboard_of_a_run_on_a_pod(far: Far) -> None:
         assert process.wait(60) == 0
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
         far.orch("halt", run.run_id, "--now")

@@ -42,7 +42,7 @@ def undisturbed(lab: Lab, pod: LabPod, reach: Reach) -> tuple[int, dict[str, int
 
 def nothing_begun_stays(pod: LabPod) -> None:
     """A command whose connection is lost removes what it began once its sshd has noticed (here by ClientAlive)."""
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + 60
     while left := [p for p in pod.path("/workspace").rglob("*") if ".tmp." in p.name or ".new." in p.name]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)

@@ -103,7 +103,7 @@ def halt_one(case: Case, folder: Path) -> Ending:
         return Ending(case, seconds, str(row.get("cause", "never started")), len(_roster(run)), left, story)
     finally:
         shim.kill()
-        shim.wait(10)
+        shim.wait(timeout=120)
         for ident in (*_roster(run), *left_of(run)):
             ident.signal(signal.SIGKILL)
         shutil.rmtree(run.path, ignore_errors=True)

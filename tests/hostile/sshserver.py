@@ -43,10 +43,10 @@ def honest(channel: paramiko.Channel, command: bytes) -> None:
         while data := process.stdout.read1(65536):  # type: ignore[attr-defined]
             channel.sendall(data)
         threads[1].join(5)
-        channel.send_exit_status(process.wait(10))
+        channel.send_exit_status(process.wait(timeout=120))
         channel.close()
     process.kill()
-    process.wait(10)
+    process.wait(timeout=120)
 
 
 class Server(paramiko.ServerInterface):
@@ -154,7 +154,7 @@ def serve(key: Path, server: Server, *, version: str = "") -> Iterator[tuple[int
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(60)
         for transport in transports:
             transport.close()
 

@@ -77,7 +77,7 @@ def test_all_that_is_ever_asked_of_a_server(to: Callable[..., SshTransport], tmp
     assert transport.run(["echo", "a b"], timeout_s=10, env={"TOKEN": "canary-in-env"}).stdout == "a b\n"
     from pathlib import PurePosixPath
 
-    transport.put(b"data", PurePosixPath(tmp_path / "put"), timeout_s=10)
+    transport.put(b"data", PurePosixPath(tmp_path / "put"), timeout_s=60)
     pod = FarPod("box", transport, root=str(tmp_path / "there"))
     assert pod.call("runs.keeper").fields["record"] is None
     assert server.kinds() == {"auth", "channel", "exec"}
@@ -91,7 +91,7 @@ def test_all_that_is_ever_asked_of_a_server(to: Callable[..., SshTransport], tmp
 def test_a_server_may_open_no_channel_to_us(to: Callable[..., SshTransport]) -> None:
     server = Server(honest)
     transport = to(server)
-    assert transport.run(["true"], timeout_s=10).ok
+    assert transport.run(["true"], timeout_s=60).ok
     (there,) = transport.seen  # type: ignore[attr-defined]
     for kind, args in (
         ("x11", (None, ("127.0.0.1", 6000))), ("auth-agent@openssh.com", (None, None)),
@@ -100,7 +100,7 @@ def test_a_server_may_open_no_channel_to_us(to: Callable[..., SshTransport]) -> 
     ):  # fmt: skip
         with pytest.raises((paramiko.ChannelException, paramiko.SSHException)):
             there.open_channel(kind, *args, timeout=5)
-    assert transport.run(["echo", "still"], timeout_s=10).stdout == "still\n"
+    assert transport.run(["echo", "still"], timeout_s=60).stdout == "still\n"
 
 
 def test_no_password_is_tried_and_no_question_answered(to: Callable[..., SshTransport]) -> None:
@@ -175,7 +175,7 @@ def test_version_strings(version: str, to: Callable[..., SshTransport]) -> None:
     server = Server(honest)
     transport = to(server, version=version)
     try:
-        transport.run(["true"], timeout_s=5)
+        transport.run(["true"], timeout_s=60)
     except OrchError as e:
         assert not harm_in(e.render()) and e.exit_code == 4
 

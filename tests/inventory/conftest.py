@@ -48,7 +48,7 @@ class Terminal:
         os.close(slave)
         self.said = ""
 
-    def until(self, word: str, timeout_s: float = 20.0) -> str:
+    def until(self, word: str, timeout_s: float = 60.0) -> str:
         deadline = time.monotonic() + timeout_s
         while word not in self.said:
             if not select.select([self.master], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -68,7 +68,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def end(self, timeout_s: float = 20.0) -> int:
+    def end(self, timeout_s: float = 60.0) -> int:
         try:
             while True:
                 self.said += self._read()

@@ -270,7 +270,7 @@ def test_the_agent_is_never_forwarded(orch: Orch, sshd: Sshd, person: Path) -> N
         env = {**orch.env(), "SSH_AUTH_SOCK": values["SSH_AUTH_SOCK"]}
         for verb in ("ssh", "exec"):
             process = orch.start("pods", verb, "box", "--", "sh", "-c", 'echo "[$SSH_AUTH_SOCK]"', env=env)
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=120)
             assert (process.returncode, out) == (0, "[]\n")
         assert "auth-agent-req" not in sshd.log.read_text()
     finally:
@@ -313,7 +313,7 @@ def test_forward(orch: Orch, sshd: Sshd) -> None:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         assert url.startswith("http://127.0.0.1:")
-        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=60) as client:
             taken, _ = server.accept()
             with taken:
                 client.sendall(b"ping")
@@ -321,7 +321,7 @@ def test_forward(orch: Orch, sshd: Sshd) -> None:
                 taken.sendall(b"pong")
                 assert client.recv(10) == b"pong"
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait(timeout=120) == 0
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=2)
 
@@ -341,5 +341,5 @@ def test_listing_needs_no_network_and_no_ssh(orch: Orch, sshd: Sshd) -> None:
         "import sys\nfrom orchestrator.cli.main import main\nrc = main(['pods', 'list'])\n"
         "print([m for m in ('paramiko', 'fabric', 'ray', 'torch') if m in sys.modules], rc)"
     )
-    done: Any = subprocess.run([sys.executable, "-c", code], env=orch.env(), capture_output=True, text=True, timeout=30)
+    done: Any = subprocess.run([sys.executable, "-c", code], env=orch.env(), capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[] 0\n") and fingerprint(sshd.host_key)[7:15] in done.stdout

@@ -145,7 +145,7 @@ def test_a_writer_that_holds_the_lock_is_waited_for_within_bounds(
     def hold() -> None:
         with inventoryfile._locked(home.inventory):
             held.set()
-            done.wait(10)
+            done.wait(timeout=120)
 
     with ThreadPoolExecutor() as pool:
         holder = pool.submit(hold)

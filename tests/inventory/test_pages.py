@@ -28,13 +28,13 @@ LISTENS = ["/bin/sh", "-c", f"exec {sys.executable} -u -m http.server 0 --bind 1
 def get(url: str, token: str | None = None) -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as e:
         return e.code
 
 
-def gone(check: Callable[[], object], timeout_s: float = 10.0) -> bool:
+def gone(check: Callable[[], object], timeout_s: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if not check():

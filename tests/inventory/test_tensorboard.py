@@ -76,7 +76,7 @@ class Opened:
         self.told = json.loads(line)
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.told["url"] + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.told["url"] + path, timeout=60) as answer:
             return json.load(answer)
 
     def steps(self) -> list[int]:
@@ -85,7 +85,7 @@ class Opened:
             return []
         return [row[1] for row in self.get(f"/data/plugin/scalars/scalars?run=.&tag={TAG}")]
 
-    def serves(self, steps: list[int], timeout_s: float = 20.0) -> bool:
+    def serves(self, steps: list[int], timeout_s: float = 60.0) -> bool:
         return gone(lambda: self.steps() != steps, timeout_s)
 
     def is_deaf(self) -> bool:
@@ -100,7 +100,7 @@ class Opened:
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        _, err = self.process.communicate(timeout=15)
+        _, err = self.process.communicate(timeout=120)
         return self.process.returncode, err
 
 
@@ -184,5 +184,5 @@ def test_installed_nowhere(orch: Orch, run_here: RunDir, tmp_path: Path) -> None
     (tmp_path / "hidden" / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
     env = {**orch.env(), "PYTHONPATH": f"{tmp_path / 'hidden'}:{ROOT}", "PATH": "/usr/bin:/bin"}
     process = orch.start("tensorboard", run_here.run_id, env=env, stdout=subprocess.DEVNULL)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 3 and "E-PODS-087" in err and "pip install tensorboard" in err

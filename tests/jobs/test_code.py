@@ -21,7 +21,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def git(directory: Path, *args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=directory, check=True, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["git", *args], cwd=directory, check=True, capture_output=True, text=True, timeout=120)
     return done.stdout.strip()
 
 

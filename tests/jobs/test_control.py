@@ -114,7 +114,7 @@ def test_an_answer_is_waited_for_within_its_bound(run: RunDir) -> None:
     request = control.dump(run, ranks=None, why="", who="ada")
     began = time.monotonic()
     assert control.wait_ack(request, timeout_s=0.2, poll_s=0.05) is None
-    assert 0.15 < time.monotonic() - began < 2
+    assert 0.15 < time.monotonic() - began < 30
     ack = Ack(False, "keeper", 5.0, "no rank", {"notes": ["x"]})
     writer = threading.Timer(0.2, lambda: atomic_write_json(run.ack_of(request), as_wire(ack)))
     writer.start()

@@ -114,7 +114,7 @@ def test_killed_at_any_moment_it_leaves_nothing_or_a_whole_run(home: OrchHome) -
         process = subprocess.Popen(argv, env=env)
         time.sleep(0.25 + 0.1 * i)
         process.kill()
-        process.wait(10)
+        process.wait(timeout=120)
         for path in home.runs.glob("demo-*") if home.runs.exists() else []:
             assert content(path / "run.json")["run"] == path.name
             assert all(p.is_dir() for p in home.run(path.name).skeleton())

@@ -33,5 +33,5 @@ def missing() -> str | None:
     )
     with tempfile.TemporaryDirectory() as place:
         argv = ["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "sh", "-c", script, "sh", place]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     return None if done.returncode == 0 else f"no namespaces or no overlay here: {done.stderr.strip()[-200:]}"

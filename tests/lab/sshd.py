@@ -53,7 +53,7 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "", comment: s
     for old in (path, path.with_name(path.name + ".pub")):
         old.unlink(missing_ok=True)
     argv = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", passphrase, "-C", comment, "-f", str(path)]
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=30)
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=120)
     return path
 
 

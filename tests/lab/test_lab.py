@@ -33,7 +33,7 @@ def ssh(lab: Lab, pod: LabPod, *command: str, wait_s: int = 5) -> subprocess.Com
         str(pod.options.port), f"{pod.options.user}@{pod.address}", *command,
     ]  # fmt: skip
     process = lab.popen(argv)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
@@ -146,7 +146,7 @@ def test_a_power_cut_kills_all_and_a_boot_has_the_same_disk_and_another_boot_id(
     inside = pod.boot_id
     there = [p for p in os.listdir("/proc") if p.isdigit() and lab.name in environ(p) and p != str(session.pid)]
     pod.power_cut()
-    assert session.wait(10) == 255
+    assert session.wait(timeout=120) == 255
     holders = {lab.switch.pid, lab.laptop.pid, pod.net.pid}
     left = {int(p) for p in there if Path(f"/proc/{p}").exists()}
     assert holders <= left and len(left) == len(holders) + 1  # and the one that keeps the disk
@@ -238,7 +238,7 @@ def test_a_killed_test_process_leaves_nothing_that_runs(tmp_path: Path, make_lab
         assert name.startswith(PREFIX) and len(owned_by(name)) > 4
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(timeout=120)
     wait_for(lambda: len(owned_by(name)) == 1)  # what it ran on the laptop is in no namespace of ours to end
     sweep()
     wait_for(lambda: not owned_by(name))

@@ -96,7 +96,7 @@ class Orch:
         for process in self.started:
             if process.poll() is None:
                 process.kill()
-                process.communicate(timeout=10)
+                process.communicate(timeout=120)
         end_home(self.home)
 
     def remove(self) -> None:

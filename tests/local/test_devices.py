@@ -104,7 +104,7 @@ def test_memory_that_somebody_holds_is_waited_for_and_named(fresh_orch: Orch) ->
         assert orch.state(run) == "succeeded", orch.story(run)
     finally:
         holder.kill()
-        holder.wait(10)
+        holder.wait(timeout=120)
 
 
 def test_more_cards_than_there_are_is_refused_before_anything_happens(fresh_orch: Orch) -> None:

@@ -46,7 +46,7 @@ def jobs_of(home: OrchHome, port: int, run_id: str) -> str:
     told = ""
     for path in ("/api/jobs/", f"/api/jobs/{run_id}.1", f"/api/jobs/{run_id}.1/logs"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             told += answer.read().decode()
     assert run_id in told
     return told

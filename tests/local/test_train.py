@@ -128,7 +128,7 @@ def test_killing_the_cli_after_submission_harms_nothing(orch: Orch) -> None:
 
     wait_for(submitted, 600)
     process.kill()
-    assert process.wait(10) == -signal.SIGKILL  # it followed: it did not end by itself before
+    assert process.wait(timeout=120) == -signal.SIGKILL  # it followed: it did not end by itself before
     run = RunDir(submitted()[0])
     orch.wait(run, "succeeded", "failed")
     assert orch.state(run) == "succeeded" and len(submitted()) == 1, orch.story(run)

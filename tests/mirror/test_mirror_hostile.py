@@ -188,10 +188,10 @@ def test_offsets_far_out_cost_neither_disk_nor_time(home):
     far = source(home, sync_of(RUN, [grow("logs/rank0.log", b"end\n", offset=(1 << 40) - 4)], data=b"end\n"))
     far.refresh("logs")
     log = home.mirrored(RUN).rank_log(0)
-    began = time.monotonic()
+    began = time.process_time()
     assert log.stat().st_size == 1 << 40 and log.stat().st_blocks * 512 < 1 << 20
     assert far.floor(log) == (1 << 40) - 4 and last_lines(log, 1, far.floor(log)) == ["end"]
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.long

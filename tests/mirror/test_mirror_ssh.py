@@ -137,7 +137,7 @@ def test_following_ends_with_the_run(site):
         made.log(0, b"late %d\n" % i)
         time.sleep(0.05)
     made.status("succeeded", "done")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert out == "step 1999 | loss 1\n" + "".join(f"late {i}\n" for i in range(20)), err
 
 
@@ -173,18 +173,18 @@ def test_halt_dump_and_resume(site):
     (made.run.stackdumps / "stackdump_rank1_x.txt").write_text("Thread 1")
     groups = [{"ranks": [0, 1], "text": "File x.py, line 3 in inner\x1b[2J"}]
     answer(made.run, "dump", groups=groups, files=["stackdump_rank1_x.txt"], notes=[])
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "") and "=== rank 0, 1\nFile x.py, line 3 in inner\\x1b[2J\n" in out
     assert (site.home.mirrored(made.run.run_id).stackdumps / "stackdump_rank1_x.txt").read_text() == "Thread 1"
     process = site.orch.start("halt", "tiny", "--why", "dinner")
     stop(made)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, ""), err
     assert "stopped at step 120" in out and "halted" in out
     assert json.loads(requests(made.run, "halt")[0].read_text())["why"] == "dinner"
     process = site.orch.start("resume", "tiny", "--json")
     answer(made.run, "resume")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and json.loads(out)["acknowledged"] is True, err
 
 
@@ -197,7 +197,7 @@ def test_halt_all_asks_every_pod(site):
     until(lambda: all(m.run.halt.exists() for m in runs))
     for made in runs:
         stop(made)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert sorted(r["run"] for r in json.loads(out)["runs"]) == sorted(m.run.run_id for m in runs)
 

@@ -33,7 +33,7 @@ def sleeper():
     process = subprocess.Popen(["sleep", "60"])
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(timeout=120)
 
 
 def running(far: Far, **more):
@@ -55,7 +55,7 @@ def test_processes_are_seen_by_the_pods_eyes(far, sleeper, monkeypatch):
     view = source.view()
     assert view.supervised and [r.health for r in view.ranks] == [RankHealth.LIVE, RankHealth.STOPPED, RankHealth.LIVE]
     sleeper.kill()
-    sleeper.wait(10)
+    sleeper.wait(timeout=120)
     fetch(source)
     assert source.view().ranks[1].health is RankHealth.DEAD
     made.status("running", "x", supervisor={"pid": 999999, "start_time": 1, "boot_id": "x"}, ts=time.time() - 60)

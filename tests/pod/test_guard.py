@@ -212,7 +212,7 @@ def test_a_run_is_not_halted_for_what_a_stranger_holds(desk: Desk, labs: list[La
         assert not lab.run.halt.exists() and lab.rank().alive() and stranger.poll() is None
     finally:
         stranger.kill()
-        stranger.wait(10)
+        stranger.wait(timeout=120)
 
 
 def test_killing_ends_the_rank_of_the_card_and_its_helpers_alone(
@@ -273,7 +273,7 @@ def test_in_a_keeper_whose_ray_does_not_start(tmp_path: Path, monkeypatch: pytes
         assert lab.ended()["cause"] == "halt-term" and lines(lab)[0]["did"] == "dump, halt"
     finally:
         keeper.terminate()
-        keeper.wait(20)
+        keeper.wait(timeout=120)
         lab.close()
 
 
@@ -347,7 +347,7 @@ def test_a_run_is_not_ended_for_memory_that_is_not_its_own(labs: list[Lab], limi
         assert told["did"] == "nothing" and "is not what fills it" in told["why"] and lab.rank().alive()
     finally:
         stranger.kill()
-        stranger.wait(10)
+        stranger.wait(timeout=120)
 
 
 @pytest.mark.lab

@@ -64,7 +64,7 @@ def ticked(home: OrchHome, good: RunDir) -> Keeper:
     keeper = Keeper(home)
     for _ in range(3):
         keeper.tick(time.monotonic())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not RunDir.ack_of(asked).exists() and time.monotonic() < deadline:
         keeper.tick(time.monotonic())
         time.sleep(0.02)
@@ -347,7 +347,7 @@ def test_a_keeper_whose_record_was_lost_is_found_again(home: OrchHome) -> None:
                 home.keeper_record.unlink()
             else:
                 home.keeper_record.write_text(damage)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while running(home) != first and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert running(home) == first
@@ -400,7 +400,7 @@ def end(home: OrchHome) -> None:
     with contextlib.suppress(KeyError):
         ident = ProcId(row["pid"], row["start_time"], row["boot_id"])
         ident.signal(15)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while ident.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         ident.signal(9)

@@ -71,8 +71,8 @@ def test_the_oldest_output_goes_and_the_newest_stays(lab: Lab) -> None:
     lines, limit = 250_000, 8 * MIB
     lab.start(lab.order(talk(lines, 600), log_max_bytes=limit))
     path = lab.run.rank_log(0)
-    until(lambda: path.exists() and path.read_bytes()[-7:] == b"enough\n", 60, lab.run.shim_log(0).read_text)
-    until(lambda: path.stat().st_blocks * 512 <= limit, 20, lab.run.shim_log(0).read_text)
+    until(lambda: path.exists() and path.read_bytes()[-7:] == b"enough\n", 60, lab.shim_says)
+    until(lambda: path.stat().st_blocks * 512 <= limit, 20, lab.shim_says)
     assert path.stat().st_size == lines * LINE + len("enough\n")  # offsets are what they were
     whole = list(iter_lines(path))
     assert whole[0].strip() == b"0" and whole[-1] == b"enough" and not any(b"\0" in line for line in whole)

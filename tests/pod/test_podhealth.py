@@ -166,7 +166,7 @@ def test_cards_as_the_rules_want_them(run: RunDir, monkeypatch: pytest.MonkeyPat
     child = probe.eye._child
     del probe
     gc.collect()
-    assert child is not None and child.wait(10) == 0
+    assert child is not None and child.wait(timeout=120) == 0
 
 
 def test_cards_that_cannot_be_asked_are_unknown_not_missing(
@@ -265,7 +265,7 @@ def test_page_cache_is_not_used_memory_and_the_tightest_limit_counts(limit: Memo
             assert nested is not None and nested.where == str(limit.path)  # an outer limit holds for what is inside
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(timeout=120)
         if inner.is_dir():
             inner.rmdir()
 

@@ -40,7 +40,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def test_a_normal_end(lab: Lab) -> None:
     shim = lab.sh("printf 'out\\n'; printf 'err' >&2; exec true")
     row = lab.ended()
-    assert shim.wait(10) == 0
+    assert shim.wait(timeout=120) == 0
     assert (row["exit_code"], row["cause"], row["command"][0]) == (0, "exited", "sh")
     assert "signal" not in row and "error" not in row and row["oom"] is False and row["swept"] == []
     assert row["max_rss_mib"] > 0 and row["ended"] >= row["ts"] and row["pid"] != row["shim_pid"] == shim.pid
@@ -146,7 +146,7 @@ def test_a_killed_shim_takes_its_rank_along_and_the_reaper_finishes(lab: Lab) ->
     rank, orphan = lab.rank(), ProcId.of(int(lab.log().split()[1]))
     assert orphan is not None and reap_lost(lab.run, 1) == []
     os.kill(shim.pid, signal.SIGKILL)
-    shim.wait(10)
+    shim.wait(timeout=120)
     until(lambda: not rank.alive())
     assert orphan.alive() and "ended" not in lab.record()
     assert reap_lost(lab.run, 1) == [0]
@@ -160,7 +160,7 @@ def test_a_reboot_is_told_and_nothing_is_signalled(lab: Lab) -> None:
 
     lab.sh("exit 0")
     row = lab.ended()
-    lab.shims[0].wait(10)
+    lab.shims[0].wait(timeout=120)
     me = ProcId.me()
     old = {k: v for k, v in row.items() if k not in ("ended", "exit_code", "cause")}
     old |= {"pid": me.pid, "start_time": me.start_time, "boot_id": "11111111-2222-3333-4444-555555555555"}
@@ -173,8 +173,8 @@ def test_one_order_is_carried_out_once(lab: Lab) -> None:
     order = lab.order(["sh", "-c", "echo once; sleep 1.5"])
     shims = [lab.start(order) for _ in range(4)]
     lab.ended()
-    assert [s.wait(10) for s in shims] == [0] * 4
-    assert lab.start(order).wait(10) == 0  # and not again after its end
+    assert [s.wait(timeout=120) for s in shims] == [0] * 4
+    assert lab.start(order).wait(timeout=120) == 0  # and not again after its end
     assert lab.log() == b"once\n"
 
 
@@ -212,6 +212,6 @@ def test_no_order_is_a_message_and_not_a_traceback(tmp_path: Path) -> None:
     bad.write_text('{"v":1,"run":"x"}')
     for args in ([str(bad)], [str(tmp_path / "none")], []):
         got = subprocess.run(
-            [sys.executable, "-m", "workloads.shim", *args], capture_output=True, text=True, timeout=20
+            [sys.executable, "-m", "workloads.shim", *args], capture_output=True, text=True, timeout=120
         )
         assert got.returncode == 2 and "Traceback" not in got.stderr and got.stderr

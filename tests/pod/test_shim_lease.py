@@ -55,7 +55,7 @@ def test_the_lease_lasts_while_a_grandchild_lives(lab: Lab) -> None:
     rank = lab.rank()
     grandchild = until(lambda: ProcId.of(int(lab.log())))
     os.kill(shim.pid, signal.SIGKILL)
-    shim.wait(10)
+    shim.wait(timeout=120)
     until(lambda: not rank.alive())
     lab.sh("echo never", rank=1, devices=[GPU])
     assert lab.ended(1)["cause"] == "lease-busy" and grandchild.alive()
@@ -115,7 +115,7 @@ def small_group() -> Iterator[Path]:
 def test_out_of_memory_is_told(lab: Lab, small_group: Path) -> None:
     order = lab.order([sys.executable, "-I", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))"])
     enter = ("sh", "-c", f'echo $$ > {small_group}/cgroup.procs; exec "$@"', "sh")
-    lab.start(order, prefix=enter).wait(30)
+    lab.start(order, prefix=enter).wait(timeout=120)
     row = lab.ended()
     assert (row["signal"], row["cause"], row["oom"]) == (signal.SIGKILL, "signalled", True)
     assert row["max_rss_mib"] > 20
@@ -164,7 +164,7 @@ def test_a_full_disk_delays_the_record_and_kills_no_shim(lab: Lab, tmp_path: Pat
         assert shim.poll() is None and "ended" not in full.record()
         filler.unlink()
         row = full.ended()
-        assert row["exit_code"] == 4 and shim.wait(10) == 0
+        assert row["exit_code"] == 4 and shim.wait(timeout=120) == 0
     finally:
         full.close()
         subprocess.run(["umount", "-l", str(small)], check=True)

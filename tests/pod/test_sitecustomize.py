@@ -17,14 +17,14 @@ from tests.pod.shimlab import SITE
 def others() -> list[str]:
     """Other Pythons of this machine that run: users bring any from 3.8 on."""
     found = filter(None, map(shutil.which, ("python3.8", "python3.9", "python3.10", "python3.12", "python3.13")))
-    return [p for p in found if subprocess.run([p, "-c", ""], capture_output=True, timeout=30).returncode == 0]
+    return [p for p in found if subprocess.run([p, "-c", ""], capture_output=True, timeout=120).returncode == 0]
 
 
 def python(
     code: str, *path: Path, executable: str = sys.executable, cwd: Path | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     whole = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(map(str, (SITE, *path)))} | env
-    return subprocess.run([executable, "-c", code], env=whole, capture_output=True, text=True, timeout=30, cwd=cwd)
+    return subprocess.run([executable, "-c", code], env=whole, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def quiet(got: subprocess.CompletedProcess[str]) -> str:
@@ -64,7 +64,7 @@ print(before, between, holders(), signal.signal.__name__)
 def test_nothing_heavy_is_imported(tmp_path: Path, dump: bool) -> None:
     code = "import sys; print([m for m in ('enum', 'signal', 'pathlib', 'contextlib', 're') if m in sys.modules])"
     with_us = quiet(python(code, **({"ORCH_STACKDUMP": str(tmp_path / "dump.txt")} if dump else {})))
-    bare = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, timeout=30)
+    bare = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, timeout=120)
     assert with_us == bare.stdout.strip()
 
 
@@ -91,7 +91,7 @@ def test_a_bad_signal_number_means_sigusr1(tmp_path: Path, number: str) -> None:
 def test_a_closed_stderr_is_silent(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(SITE), "ORCH_STACKDUMP": str(tmp_path / "dump.txt")}
     got = subprocess.run(
-        ["sh", "-c", '"$0" -c "print(1)" 2>&-', sys.executable], env=env, capture_output=True, timeout=30
+        ["sh", "-c", '"$0" -c "print(1)" 2>&-', sys.executable], env=env, capture_output=True, timeout=120
     )
     assert (got.returncode, got.stdout) == (0, b"1\n")
 

@@ -50,7 +50,7 @@ def own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def git(folder: Path, *args: str) -> str:
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always")
     done = subprocess.run(
-        ["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True, timeout=20
+        ["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True, timeout=120
     )  # fmt: skip
     return done.stdout.strip()
 

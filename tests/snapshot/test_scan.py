@@ -194,7 +194,7 @@ def test_orchignore_reads_a_pattern_as_git_does(pattern: str, tmp_path: Path) ->
     asked = "".join(f"{p}\0" for p in PATHS)
     done = subprocess.run(
         ["git", "check-ignore", "--no-index", "-z", "--stdin"], cwd=tmp_path, input=asked, text=True,
-        capture_output=True, timeout=20, check=False,
+        capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     ours = orchignore.load(tmp_path)
     assert [p for p in PATHS if ours(p)] == [p for p in done.stdout.split("\0") if p]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,12 +127,13 @@ def test_gc_waits_for_who_uses_the_store(here: LocalPod, repo: Path, home: OrchH
     pushed(here, repo, home)
     lock = here.home.code_store / ".lock"
     hold = f"import fcntl, time; f = open({str(lock)!r}); fcntl.flock(f, fcntl.LOCK_SH); print('x', flush=True)\n"
-    holder = subprocess.Popen([sys.executable, "-c", f"{hold}\ntime.sleep(0.6)"], stdout=subprocess.PIPE)
+    hold += "time.sleep(0.6)\nprint('y', flush=True)"
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline()
-    began = time.monotonic()
     here.call("code.gc", {"older_than_s": 0, "dry_run": False})
-    assert time.monotonic() - began > 0.4
-    holder.wait(10)
+    os.set_blocking(holder.stdout.fileno(), False)
+    assert holder.stdout.readline() == b"y\n", "said before it lets go"
+    holder.wait(timeout=120)
     holder.stdout.close()
 
 

@@ -39,12 +39,12 @@ def test_every_login_shell_runs_the_same_command(
     noisy(home)
     sshd = make_sshd(shell=shell, home=home)
     transport = connect(sshd)
-    done = transport.run(["printf", "<%s>", *WORDS], timeout_s=10)
+    done = transport.run(["printf", "<%s>", *WORDS], timeout_s=60)
     assert done.stdout == "".join(f"<{w}>" for w in WORDS)
     assert (done.exit_code, done.stderr) == (0, "")
     done = transport.run(["sh", "-c", 'cat; echo "$A" >&2; exit 7'], timeout_s=10, stdin=b"in\nput", env={"A": "b'\nc"})
     assert (done.exit_code, done.stdout, done.stderr) == (7, "in\nput", "b'\nc\n")
-    transport.put(b"data", PurePosixPath(home) / "a 'b" / "c\nd", timeout_s=10)
+    transport.put(b"data", PurePosixPath(home) / "a 'b" / "c\nd", timeout_s=60)
     assert (home / "a 'b" / "c\nd").read_bytes() == b"data"
     pod = FarPod("box", transport)
     assert pod.home.path == home / ".orch"
@@ -58,7 +58,7 @@ def test_a_noisy_shell_was_really_noisy(make_sshd: MakeSshd, tmp_path: Path) -> 
     sshd = make_sshd(shell="/bin/bash", home=home)
     argv = ["ssh", "-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     argv += ["-i", str(sshd.identity), "-p", str(sshd.port), f"{sshd.user}@127.0.0.1", "true"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert "Welcome" in done.stdout
 
 

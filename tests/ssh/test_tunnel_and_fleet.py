@@ -49,7 +49,7 @@ def page() -> Iterator[int]:
 
 
 def get(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
         return len(answer.read())
 
 
@@ -78,7 +78,7 @@ def test_a_port_where_nobody_listens_or_that_may_not_be_forwarded(
 ) -> None:
     for sshd, port in ((make_sshd("a"), free_port()), (make_sshd("b", extra=["AllowTcpForwarding no"]), page)):
         with open_tunnel(connect(sshd), "127.0.0.1", port) as tunnel:
-            with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=5) as sock:
+            with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=60) as sock:
                 assert sock.recv(1) == b""
             assert isinstance(tunnel.last_error, RemoteError) and tunnel.last_error.code == "E-SSH-050"
 
@@ -87,7 +87,7 @@ def test_closing_ends_connections_under_way_and_their_threads(sshd: Sshd, connec
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tunnel = open_tunnel(connect(sshd), "127.0.0.1", silent.getsockname()[1])
-        held = [socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=5) for _ in range(5)]
+        held = [socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=60) for _ in range(5)]
         far = [silent.accept()[0] for _ in held]
         tunnel.close()
         tunnel.close()
@@ -99,7 +99,7 @@ def test_closing_ends_connections_under_way_and_their_threads(sshd: Sshd, connec
             sock.settimeout(5)
             assert sock.recv(1) == b""
             sock.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while threading.active_count() > before + 1:  # the connection to the pod itself
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.02)
@@ -111,9 +111,9 @@ def test_the_number_of_connections_is_bounded(sshd: Sshd, connect: Connect, monk
         socket.create_server(("127.0.0.1", 0)) as silent,
         open_tunnel(connect(sshd), "127.0.0.1", silent.getsockname()[1]) as tunnel,
     ):
-        held = [socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=5) for _ in range(2)]
+        held = [socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=60) for _ in range(2)]
         far = [silent.accept()[0] for _ in held]
-        with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=5) as third:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=60) as third:
             assert third.recv(1) == b""
         assert tunnel.refused == 1
         for sock in [*held, *far]:
@@ -137,6 +137,8 @@ def test_each_outcome_is_its_own_and_in_order() -> None:
 
 
 def test_all_at_once_but_never_more_than_the_limit() -> None:
+    together = threading.Barrier(30)
+    each(range(30), lambda _: together.wait(60))  # none goes on before all are there
     now, most, lock = 0, 0, threading.Lock()
 
     def work(_: int) -> None:
@@ -148,10 +150,6 @@ def test_all_at_once_but_never_more_than_the_limit() -> None:
         with lock:
             now -= 1
 
-    started = time.monotonic()
-    each(range(30), work)
-    assert most > 20 and time.monotonic() - started < 2
-    most = 0
     each(range(9), work, limit=3)
     assert most == 3
 
@@ -176,11 +174,11 @@ with open_tunnel(transport, "127.0.0.1", {page}) as tunnel:
         assert process.stdout is not None and process.stderr is not None
         port = int(process.stdout.readline())
         assert get(port) == 1_200_000
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        with socket.create_connection(("127.0.0.1", port), timeout=60):
             process.send_signal(signal.SIGINT)
             started = time.monotonic()
-            assert process.wait(timeout=20) == -signal.SIGINT
-        assert time.monotonic() - started < 5
+            assert process.wait(timeout=120) == -signal.SIGINT
+        assert time.monotonic() - started < 30
         assert process.stderr.read().rstrip().endswith("KeyboardInterrupt")
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=2)

@@ -314,10 +314,10 @@ def _check_moves(s: Seen, moves: Sequence[Action]) -> None:
 
 def test_it_is_quick() -> None:
     s = seen(RunState.RUNNING, (alive(0, 5), alive(1, 5)))
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(2000):
         assert decide(s) == []
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def test_the_way_of_a_good_run() -> None:

@@ -35,7 +35,7 @@ class Probe:
     def look(self, now: float) -> dict[str, Any]:
         self.looks += 1
         if self.looks == 3:
-            self.gate.wait(30)
+            self.gate.wait(timeout=120)
         if self.looks == 2:
             raise OSError("no such disk")
         return {"disk_free_bytes": self.looks, "gpus": [{"uuid": "GPU-1", "present": False, "new": 1}], "else": 2}
@@ -44,7 +44,7 @@ class Probe:
 def settled(watch: PodWatch, attempt: int, now: float) -> PodFacts:
     watch.look(attempt, now)
     assert watch._thread is not None
-    watch._thread.join(0.5)
+    watch._thread.join(60)
     return watch.look(attempt, now)
 
 
@@ -61,12 +61,12 @@ def test_a_look_that_hangs_or_fails_only_makes_what_is_known_older(tmp_path: Pat
     for now in (106.0, 110.0, 160.0):  # it hangs, and is not asked twice
         began = time.monotonic()
         old = watch.look(1, now)
-        assert (old.age_s, old.disk_free_bytes) == (now - 100.0, 1) and time.monotonic() - began < 1.0
+        assert (old.age_s, old.disk_free_bytes) == (now - 100.0, 1) and time.monotonic() - began < 30
     probe = watch._probe
     assert isinstance(probe, Probe) and probe.looks == 3
     probe.gate.set()
     assert watch._thread is not None
-    watch._thread.join(5)
+    watch._thread.join(60)
     assert watch.look(1, 107.0).age_s == 1.0
 
 

@@ -62,7 +62,7 @@ def test_without_torch_pydantic_or_numpy(tmp_path: Path) -> None:
         "assert not r.should_halt(1); assert not r.should_halt(2); r.done(2); "
         "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-S", "-c", code], env=rank_env(run, 0, 1, 1, 1), check=True, timeout=30)
+    subprocess.run([sys.executable, "-S", "-c", code], env=rank_env(run, 0, 1, 1, 1), check=True, timeout=120)
     assert [b.msg for b in BeatReader(run.heartbeat(0), 0).read()] == [Phase.STARTING, Phase.PROGRESS, Phase.DONE]
 
 
@@ -205,7 +205,7 @@ def test_a_halt_is_a_latch_one_step_late(tmp_path: Path) -> None:
     run = Run(env)
     assert not run.should_halt(1)
     env.run.halt.touch()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not run.asked_to_halt:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -51,7 +51,7 @@ def killed_along(desk: Desk, plan: list[Kill], timeout_s: float) -> list[Made]:
     thread.start()
     desk.turn(lambda: desk.status.get("state") in ("succeeded", "failed"), timeout_s)
     desk.leave()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     return made
 

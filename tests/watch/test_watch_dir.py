@@ -143,7 +143,7 @@ def test_a_process_that_a_beat_names_and_that_ended_is_gone_not_stalled(tmp_path
     t = Training(tmp_path, halt=True)
     t.go(30, steps=(0,), pid=process.pid)
     process.kill()
-    process.wait(10)
+    process.wait(timeout=120)
     t.go(600)
     assert [c.text for c in t.said] == [f"rank 0: process {process.pid} is gone"] and not t.run.halt.exists()
 

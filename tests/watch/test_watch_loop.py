@@ -113,7 +113,7 @@ def test_killed_or_stopped_it_changes_nothing_and_status_says_so(orch, make, hom
     asleep = time.time() + 3600.0
     assert unwatched_since(home, asleep) == pytest.approx(time.time(), abs=300)
     watched.process.kill()
-    watched.process.wait(10)
+    watched.process.wait(timeout=120)
     ts = try_read_json(row)["ts"]
     assert unwatched_since(home, time.time()) == ts
     assert "note: unwatched since" in orch("status").err

@@ -7,33 +7,27 @@ together may eat. What comes is also looked at as text: bytes that are none are 
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workloads.contract.config.job import JobSpec
-from workloads.contract.errors import OrchError, SpecError, escape
+from workloads.contract.errors import OrchError, escape
 from workloads.data.blocks import SourceGone
 from workloads.data.feeds import open_feed
 from workloads.data.prefetch import Prefetcher, prefetcher
 from workloads.data.stream import Batch, Feed, FeedState, batch_hash
 from workloads.data.tokenizers import Tokenizer, load_tokenizer
+from workloads.dataprep.istext import Looked
 from workloads.dataprep.origins import settled
 
 HEAD_TOKENS = 120
 HEAD_CHARS = 240
 SAMPLED_TOKENS = 1 << 20
 """of the batches' rows, decoded again to see whether they are text"""
-MAX_NO_TEXT = 0.01
-"""of the characters: text in another encoding has more (German in Latin-1 about 1.5 %), random bytes about half"""
-NO_TEXT = "\ufffd"
-EDGE_CHARS = 3
-"""a row may begin and end inside a character"""
 STALL_S = 2.0
 """a fetch that takes longer counts as one, as in the smoke gates"""
 
@@ -56,12 +50,7 @@ class Reading:
     first_hash: str | None = None
     left_out: dict[str, int] | None = None  # why documents that were met are not used, and how many
     looked_at: int = 0  # tokens
-    chars: int = 0  # of the rows that were looked at
-    no_text: int = 0  # of them
-
-    @property
-    def no_text_share(self) -> float | None:
-        return self.no_text / self.chars if self.chars else None
+    text: Looked = field(default_factory=Looked)  # of the rows that were looked at
 
     @property
     def batches(self) -> int:
@@ -82,7 +71,7 @@ class Reading:
             "documents": self.documents, "tokens_per_s": self.rate(self.tokens),
             "documents_per_s": self.rate(self.documents), "open_s": self.open_s, "first_s": self.first_s,
             "fetch": fetch, "head": self.head, "first_hash": self.first_hash, "error": self.error,
-            "left_out": self.left_out, "no_utf8_share": self.no_text_share,
+            "left_out": self.left_out, "no_utf8_share": self.text.share,
         }  # fmt: skip
 
 
@@ -95,7 +84,7 @@ def check(job: JobSpec, tell: Tell, stop: Callable[[], bool]) -> Reading:
     seen = Reading(job.data.source)
     try:
         _read(job, seen, tell, stop)
-        _refuse_no_text(job, seen)
+        seen.text.refuse(seen.asked, job.data.path)
     except OrchError as e:
         seen.why, seen.error = e.what, {**e.as_dict(), "text": e.render()}
     except (SourceGone, TimeoutError, ValueError, OSError) as e:
@@ -156,25 +145,7 @@ def _look_at(seen: Reading, batch: Batch, tokenizer: Tokenizer) -> None:
         if seen.looked_at >= SAMPLED_TOKENS:
             return
         seen.looked_at += len(row)
-        text = tokenizer.decode(row)
-        whole = text[EDGE_CHARS : len(text) - EDGE_CHARS]
-        seen.chars += len(whole)
-        seen.no_text += whole.count(NO_TEXT)
-
-
-def _refuse_no_text(job: JobSpec, seen: Reading) -> None:
-    share = seen.no_text_share
-    if share is None or share <= MAX_NO_TEXT:
-        return
-    path = job.data.path
-    raise SpecError(
-        "E-DATA-054",
-        f"{100 * share:.2g} % of the characters are no UTF-8: this is no text, or text in another encoding",
-        where=path or seen.asked, value=f"{seen.no_text} of {seen.chars} characters",
-        expected=f"UTF-8, at most {MAX_NO_TEXT:.0%} damaged",
-        fix=f"file -i {shlex.quote(path)}{'/*' if Path(path).is_dir() else ''}   (then iconv -f THAT -t UTF-8, or take "
-        "out what is no text)" if path else None,
-    )  # fmt: skip
+        seen.text.at(tokenizer.decode(row))
 
 
 def _note(seen: Reading, feed: Feed, batch: Batch) -> None:

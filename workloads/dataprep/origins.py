@@ -100,7 +100,7 @@ class FileOrigin:
     """A file is a document. Unit: bytes. What is no UTF-8 becomes U+FFFD."""
 
     def __init__(self, name: str, root: Path, files: Sequence[Path]) -> None:
-        self.name = name
+        self.name, self.files = name, files
         self._parts: list[list[Path]] = [[]] if files else []
         digest, held = hashlib.sha256(), 0
         stats = [_stat(path) for path in files]

@@ -26,7 +26,8 @@ from workloads.data.blocks import SourceGone
 from workloads.data.prepared import check_sizes
 from workloads.data.shardfiles import INDEX, Index, index_of, read_index
 from workloads.data.tokenizers import Tokenizer, load_tokenizer, token_dtype
-from workloads.dataprep.origins import Origin, open_origin, settled
+from workloads.dataprep.istext import look_at, samples
+from workloads.dataprep.origins import FileOrigin, Origin, open_origin, settled
 from workloads.dataprep.pool import AGAIN, DOCUMENTS, TOKENS, UNITS, Work, run_parts, workers_here
 from workloads.dataprep.writer import done_row, shard_rows
 
@@ -68,9 +69,9 @@ Tell = Callable[[Progress], None]
 def prepare(asked: Asked, tell: Tell, stop: Callable[[], bool]) -> Outcome:
     """The shards of `asked.data` in `asked.out`.
 
-    Raises StoppedError when `stop` said so, ConflictError when `out` is something else or being made, LocalError for a
-    full disk, RemoteError when the source is gone, other OrchErrors of source and tokenizer, RuntimeError when a worker
-    died. What is done is kept.
+    Raises StoppedError when `stop` said so, SpecError for files that are no text, ConflictError when `out` is something
+    else or being made, LocalError for a full disk, RemoteError when the source is gone, other OrchErrors of source and
+    tokenizer, RuntimeError when a worker died. What is done is kept.
     """
     tokenizer = load_tokenizer(asked.data.tokenizer)
     try:
@@ -155,6 +156,8 @@ class _Making:
         todo = [part for part in range(self.origin.parts) if part not in kept]
         if not todo:
             return 0
+        if isinstance(self.origin, FileOrigin):
+            look_at(samples(self.origin.files)).refuse(self.asked.data.source, self.asked.data.path)
         before = [sum(int(row[k]) for row in kept.values()) for k in ("documents", "tokens", "units")]
         most, size = self.asked.max_tokens, self.origin.size
         limit = None if most is None else -(-most // self.origin.parts)
