@@ -228,15 +228,15 @@ def judged(x: Inputs, out_BHSE: Tensor, lse_BHS: Tensor, rows: list[int] | None 
         lses = [attention_reference(q[..., o], k[..., o], v, causal=causal, scale=scale, dtype=torch.float32,
                                     return_lse=True)[1] for o in orders]  # fmt: skip
         if x.params["big"]:
-            plain = one_by_one(q, k, v, causal, scale)
-            peers.append(plain[0]), lses.append(plain[1])
+            peer, lse_peer = one_by_one(q, k, v, causal, scale)
+            peers, lses = [*peers, peer], [*lses, lse_peer]
         for into, value in zip(found, (*exact, torch.stack(peers), torch.stack(lses)), strict=True):
             into.append(value)
     out, lse = torch.cat(found[0]), torch.cat(found[1])
-    peer, lse_peer = torch.cat(found[2], dim=1), torch.cat(found[3], dim=1)
+    outs, all_lses = torch.cat(found[2], dim=1), torch.cat(found[3], dim=1)
     verdicts = [
         judge(got.expand_as(many), want.expand_as(many), many)
-        for got, want, many in ((out_BHSE[keep], out, peer), (lse_BHS[keep], lse, lse_peer))
+        for got, want, many in ((out_BHSE[keep], out, outs), (lse_BHS[keep], lse, all_lses))
     ]
     return max(verdicts, key=lambda v: v.err / v.tol)
 
