@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from hypothesis import given
@@ -52,6 +55,30 @@ def test_what_the_disk_refuses_goes_with_a_later_line(tmp_path: Path) -> None:
     book.write(trouble(999_999))
     found, _ = read_troubles(run)
     assert len(found) == MAX_WAITING and found[-1].checkpoint == "step_00999999"
+
+
+PARTLY = """
+import resource, signal, sys
+import os
+import subprocess
+import sys
+from pathlib import Path
+from workloads.contract.rundir import RunDir
+from workloads.contract.trouble import Trouble, TroubleBook, Word
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+book = TroubleBook(RunDir(Path(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+book.write(Trouble(Word.REJECTED, "step_00000001", "a.bin is missing", 1, 1.0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+book.flush()
+"""
+
+
+def test_a_line_that_the_disk_took_in_part_is_written_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", PARTLY, str(run.path)], env=env, check=True, timeout=120)
+    assert [t.checkpoint for t in read_troubles(run)[0]] == ["step_00000001"]
 
 
 def test_a_long_reason_is_cut(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -105,30 +104,46 @@ def test_a_torn_line_is_not_merged_into_the_next(tmp_path: Path) -> None:
     assert lines == [b'{"a":1}', b'{"half', b'{"a":2}', b'{"a":3}', b""]
 
 
-def test_after_a_short_write_the_next_line_starts_anew(tmp_path: Path) -> None:
-    code = """
-import resource, signal, sys
+SHORT = """
+import errno, resource, signal, sys
 from pathlib import Path
 from workloads.contract import files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-w = files.LineWriter(Path(sys.argv[1]))
-w.write(b'{"n":1}\\n')
-resource.setrlimit(resource.RLIMIT_FSIZE, (12, resource.RLIM_INFINITY))
-w.write(b'{"n":22222222}\\n')
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+writer = files.LineWriter(path)
+write = {"kept": lambda n: writer.write(b'{"n":%d}\\n' % n), "opened": lambda n: files.append_line(path, {"n": n})}
+write[sys.argv[3]](1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, resource.RLIM_INFINITY))
+try:
+    write[sys.argv[3]](2)
+except OSError as e:
+    print(errno.errorcode[e.errno])
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-w.write(b'{"n":3}\\n')
+write[sys.argv[3]](3)
 """
+
+
+@pytest.mark.parametrize("file", ["kept", "opened"])
+@pytest.mark.parametrize(
+    ("room", "rows", "said"), [(5, [1, "torn", 3], "ENOSPC"), (7, [1, 2, 3], "")], ids=["torn", "all but its newline"]
+)
+def test_a_line_that_the_disk_took_in_part_is_refused(
+    tmp_path: Path, room: int, rows: list[object], said: str, file: str
+) -> None:
+    """Who wrote it learns that it is not there, and the next line starts anew."""
     path = tmp_path / "l.jsonl"
     root = Path(files.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": str(root)}, check=True)
-    rows = []
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, str(path), str(room), file], env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: list[object] = []
     for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line)["n"])
+            found.append(json.loads(line)["n"])
         except ValueError:
-            rows.append("torn")
-    assert rows == [1, "torn", 3]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+            found.append("torn")
+    assert found == rows and done.stdout.strip() == said
 
 
 def test_read_tail(tmp_path: Path) -> None:

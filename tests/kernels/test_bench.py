@@ -270,7 +270,9 @@ def test_the_kernels_themselves_run_in_the_bench(
             assert r["repeats"] and ("reference" in r["why"]) == (backend == "reference")
 
 
-@pytest.mark.parametrize("plan", [Off, Silent, Drifts, OnlyOnce])
+@pytest.mark.parametrize(
+    "plan", [Off, pytest.param(Silent, marks=pytest.mark.long), Drifts, pytest.param(OnlyOnce, marks=pytest.mark.long)]
+)
 def test_a_wrong_kernel_is_not_timed(plan: type[ByDefinition], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, plan)
     for suite in ("kv-decode", "decoupled"):

@@ -22,7 +22,9 @@ CELLS = {cell.id: cell for cell in cells(full=False)}
 Decode = Callable[..., tuple[Tensor, Tensor]]
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if k % 2 else []) for k, name in enumerate(CELLS)]
+)
 def test_cell(name: str, device: torch.device) -> None:
     verdict = run(CELLS[name], device, 0)
     assert verdict.ok, f"{verdict}\n{runner.repeat(CELLS[name], device.type, 0)}"

@@ -75,6 +75,7 @@ def test_init_process_group_just_works(orch: Orch) -> None:
     assert [("sum 3.0 of 2" in run.rank_log(r).read_text()) for r in (0, 1)] == [True, True], orch.story(run)
 
 
+@pytest.mark.long
 def test_an_exit_code_is_told(orch: Orch) -> None:
     bad = script(orch, "bad.py", "import sys; print('last words'); sys.exit(3)")
     run = launch(orch, *command(bad, name="bad"))
@@ -92,6 +93,7 @@ def test_a_signal_is_told_and_a_crash_loop_ends(orch: Orch) -> None:
     assert "signal 11" in status["reason"]
 
 
+@pytest.mark.long
 def test_a_command_that_does_not_exist(orch: Orch) -> None:
     run = orch.home.run(json.loads(orch("launch", "--name", "nope", "--json", "--", "no-such-program", "x"))["run"])
     status = orch.wait(run, "failed", "succeeded")

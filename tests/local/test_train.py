@@ -107,6 +107,7 @@ def test_a_killed_rank_restarts_from_the_newest_checkpoint(orch: Orch, unbroken:
     assert read_json(run.status)["attempt"] == 2
 
 
+@pytest.mark.long
 def test_a_busy_cluster_queues_and_says_behind_whom(orch: Orch) -> None:
     first = orch.launch(*small(100_000, "first"))
     orch.wait(first, "running", "starting")
@@ -135,6 +136,7 @@ def test_killing_the_cli_after_submission_harms_nothing(orch: Orch) -> None:
     assert steps_of(run) == list(range(1, 41)) and read_json(run.status)["attempt"] == 1
 
 
+@pytest.mark.long
 def test_following_shows_the_run_to_its_end(orch: Orch) -> None:
     shown = orch("launch", *small(30, "followed"), "--follow")
     assert "succeeded" in shown and "followed-" in shown and "orch logs" in shown

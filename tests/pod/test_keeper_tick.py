@@ -6,7 +6,6 @@ got through is seen by what it does for the good run: it answers its dump reques
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from pods.keeper.pythons import Candidate, Pythons, candidates
 from pods.keeper.raynode import RayNode
 from pods.remote.observe import asleep, keeper_words
 from pods.tree import ensure_tree
+from tests.lab.endhome import end_home
 from tests.supervisor.runs import ROOT, make_run, request
 from workloads.contract.errors import RemoteError
 from workloads.contract.files import atomic_write_json, read_json, try_read_json
@@ -335,7 +335,7 @@ def test_a_keeper_that_cannot_start_ray_says_why_to_whoever_asks(home: OrchHome)
         log = home.keeper_log.read_text()
         assert "a tick failed" not in log and log.count("belongs to the home") == 1, "said once, not at each look"
     finally:
-        end(home)
+        end_home(home)
 
 
 def test_a_keeper_whose_record_was_lost_is_found_again(home: OrchHome) -> None:
@@ -352,7 +352,7 @@ def test_a_keeper_whose_record_was_lost_is_found_again(home: OrchHome) -> None:
                 time.sleep(0.05)
             assert running(home) == first
     finally:
-        end(home)
+        end_home(home)
 
 
 def test_a_keeper_whose_own_python_was_deleted_starts_shims_until_one_that_is_sound_takes_over(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_keeper_whose_own_python_was_deleted_starts_shims_until_one_that_is_so
         ensure_keeper(home, sys.executable, tree)
         assert sound(home) is not None and read_json(home.keeper_record)["pid"] != old["pid"]
     finally:
-        end(home)
+        end_home(home)
 
 
 def test_why_a_keeper_does_not_start_is_told(home: OrchHome, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,17 +393,6 @@ def test_why_a_keeper_does_not_start_is_told(home: OrchHome, monkeypatch: pytest
 def test_what_speaks_for_a_run_that_nobody_can_supervise_needs_the_standard_library_alone() -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import orchestrator.supervisor.lastword"
     assert subprocess.run([BASE, "-I", "-S", "-c", code], check=False).returncode == 0
-
-
-def end(home: OrchHome) -> None:
-    row = try_read_json(home.keeper_record) or {}
-    with contextlib.suppress(KeyError):
-        ident = ProcId(row["pid"], row["start_time"], row["boot_id"])
-        ident.signal(15)
-        deadline = time.monotonic() + 60
-        while ident.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        ident.signal(9)
 
 
 def test_a_keeper_that_hangs_in_a_look_is_told(home: OrchHome, monkeypatch: pytest.MonkeyPatch) -> None:

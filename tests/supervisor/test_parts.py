@@ -6,6 +6,8 @@ import json
 import math
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +152,37 @@ def test_a_disk_that_refuses_delays_events_and_loses_none(tmp_path: Path) -> Non
     assert journal.memory.state == RunState.QUEUED and not journal.flush()
     run.path.mkdir()
     assert journal.flush() and len(parse_events(run.events.read_bytes())) == 1
+
+
+SHORT = """
+import resource, signal, sys
+from pathlib import Path
+from orchestrator.supervisor.journal import Journal
+from workloads.contract.rundir import RunDir
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run = RunDir(Path(sys.argv[1]))
+journal = Journal(run)
+journal.event("state", "submitted", to="queued")
+resource.setrlimit(resource.RLIMIT_FSIZE, (run.events.stat().st_size + 40, resource.RLIM_INFINITY))
+journal.event("state", "attempt 1", to="starting", attempt=1)
+print(journal.trouble, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+journal.event("note", "room again")
+"""
+
+
+def test_an_event_that_the_disk_took_in_part_is_written_again(tmp_path: Path) -> None:
+    """A supervisor that did not know of the attempt would do its work a second time."""
+    run = RunDir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "No space left" in done.stdout
+    assert [e.seq for e in parse_events(run.events.read_bytes())] == [0, 1, 2]
+    after = Journal(run)
+    after.load()
+    assert (after.memory.state, after.memory.attempt) == (RunState.STARTING, 1)
 
 
 def test_figures_alone_are_written_once_a_second(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_all_checkpoints_damaged_is_refused_rather_than_started_over(copy: RunDi
     assert len(ledger(copy)) == 10
 
 
+@pytest.mark.long  # tests/checkpoints/test_changes.py has refusals of a supervised run
 def test_a_changed_job_is_refused_by_field_name(copy: RunDir) -> None:
     row = json.loads(copy.run_json.read_text())
     row["job"]["train"]["lr"] = 0.5

@@ -62,6 +62,7 @@ def test_newest_checkpoints_are_kept_and_verify(unbroken: RunDir) -> None:
     assert path == unbroken.checkpoint(60) and not rejected
 
 
+@pytest.mark.long  # tests/local halts and resumes under the whole thread
 def test_halt_stops_all_ranks_at_one_step_and_resume_is_bitwise(tmp_path: Path, unbroken: RunDir) -> None:
     run = make_run(tmp_path, LONG)
     with launch_ranks(run, fence=(0, FENCE)) as ranks:

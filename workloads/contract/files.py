@@ -8,6 +8,7 @@ Standard library only; used on every side.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -125,15 +126,14 @@ class LineWriter:
                 self._torn = f.read(1) != b"\n"
 
     def write(self, line: bytes) -> None:
-        """Append `line` (ending in a newline). Raises OSError when the disk is full; the file stays readable."""
+        """Append `line` (ending in a newline). Raises OSError when the disk did not take it whole: then the line is not
+        there, and the file stays readable."""
         data = b"\n" + line if self._torn else line
         self._torn = True
-        self._torn = os.write(self._fd, data) != len(data)
-
-    @property
-    def torn(self) -> bool:
-        """The last line was not written whole."""
-        return self._torn
+        missing = len(data) - os.write(self._fd, data)
+        self._torn = missing > 0
+        if missing > 1:  # where the newline alone is missing the line is whole: written again it would be there twice
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def is_gone(self) -> bool:
         """True when the file was removed meanwhile: what is written goes nowhere."""

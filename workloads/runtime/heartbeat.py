@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -161,8 +160,6 @@ class Heartbeat:
                 self._say(f"heartbeats are written to {self._writer.path} again; {moved} were moved there")
                 self._aside = False
         self._writer.write(line)
-        if self._writer.torn:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._seq += 1
 
     def _put_aside(self, line: bytes, why: OSError) -> None:
