@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pods.remote.startfrom import find
 from tests.checkpoints.killer import NEWEST, OLD, flip
@@ -19,7 +20,7 @@ from tests.cli.conftest import Orch as Command
 from tests.supervisor.direct import Desk
 from tests.supervisor.runs import make_run as make_submitted
 from tests.supervisor.runs import request
-from tests.train.harness import exactness, ledger, train
+from tests.train.harness import TINY, exactness, ledger, train
 from tests.train.harness import make_run as make_training
 from workloads.contract.allowed import is_allowable
 from workloads.contract.config.bound import bound_fields, refuse_changes
@@ -27,6 +28,10 @@ from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import IntegrityError, SpecError
 from workloads.contract.files import read_json
 from workloads.contract.rundir import OrchHome, RunDir
+from workloads.models.decoder import Decoder
+from workloads.runtime.agreement import Agreement
+from workloads.runtime.state import TorchState
+from workloads.train.optim import make_optimizer
 
 OTHER = "other-20260101T000000Z-beef"
 
@@ -131,6 +136,41 @@ def test_a_run_does_not_begin_with_what_is_damaged_or_of_another_shape(tmp_path:
     assert train(run, world=1) == [77] and "error[E-TRAIN-010]" in run.rank_log(0).read_text()
     run = beginning_with(tmp_path / "shape", unbroken.checkpoint(10), ["all"], model={"dim": 64})
     assert train(run, world=1) == [77] and "error[E-TRAIN-011]" in run.rank_log(0).read_text()
+
+
+def optimizing(**settings: Any) -> tuple[TorchState, torch.optim.AdamW]:
+    """A model and its optimizer as the trainer makes them, and the rank's state of both."""
+    job = JobSpec.model_validate_json(json.dumps({"name": "a", "model": TINY["model"], "train": settings}))
+    torch.manual_seed(1)
+    model = Decoder(job.model, 256)
+    optimizer = make_optimizer(model, job.train)
+    return TorchState(0, Agreement(), model, optimizer), optimizer
+
+
+def step_of(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """The first weights after an update with gradients of nothing but ones."""
+    for group in optimizer.param_groups:
+        for weights in group["params"]:
+            weights.grad = torch.ones_like(weights)
+    optimizer.step()
+    first: torch.Tensor = optimizer.param_groups[0]["params"][0]
+    return first.detach().clone()
+
+
+def test_a_checkpoint_does_not_bring_back_the_settings_that_were_changed(tmp_path: Path) -> None:
+    old: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
+    saved, optimizer = optimizing(**old)
+    step_of(optimizer)
+    saved.write(tmp_path)
+    weights = []
+    for changed in ({}, {"weight_decay": 0.01}, {"betas": [0.8, 0.99]}, {"eps": 0.5}):
+        state, optimizer = optimizing(**{**old, **changed})
+        state.read(tmp_path)
+        job = {**old, **changed}
+        told = [(g["weight_decay"], list(g["betas"]), g["eps"]) for g in optimizer.param_groups]
+        assert told == [(decay, job["betas"], job["eps"]) for decay in (job["weight_decay"], 0.0)]
+        weights.append(step_of(optimizer))
+    assert all(not torch.equal(weights[0], other) for other in weights[1:])  # and they are used
 
 
 # --- what a pod finds
