@@ -154,6 +154,23 @@ def test_a_script_with_the_trainer_of_transformers(make: Make) -> None:
     assert (Path(desk.gang.spec.cwd) / "trainer_output" / f"checkpoint-{stopped}").is_dir()  # as the Trainer saves it
 
 
+def test_what_the_trainer_of_transformers_writes_again_and_tells_seldom(make: Make) -> None:
+    """A checkpoint that is kept is not the file that the Trainer writes; tokens/s are those of one step."""
+    desk = make("with_trainer_orch.py", "20", "10", name="seldom")
+    desk.until("succeeded", timeout_s=WAIT_S)
+    kept = desk.run.checkpoint(20)
+    assert verify(kept, run_id=desk.run.run_id) == []
+    theirs = Path(desk.gang.spec.cwd) / "trainer_output" / "checkpoint-20"
+    for path in theirs.iterdir():
+        path.write_bytes(path.read_bytes()[::-1])  # in its place, as torch.save does when the step is saved again
+    assert verify(kept, run_id=desk.run.run_id) == []
+
+    header, *lines = (row.split(",") for row in desk.run.training_csv.read_text().splitlines())
+    cells = [dict(zip(header, map(float, line), strict=True)) for line in lines]
+    assert [row["step"] for row in cells] == [10, 20]
+    assert [row["toks_per_s"] * row["step_time_s"] for row in cells] == pytest.approx([8 * 32] * 2)
+
+
 @pytest.mark.parametrize("script", ["plain_orch.py"])
 def test_outside_orch_a_script_runs_as_it_did(script: str, tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
