@@ -215,3 +215,34 @@ def test_a_last_step_whose_loss_is_no_number_is_not_saved(tmp_path: Path) -> Non
     assert with_bad_batches(run, [20], 1, TEST_BAD_LOSS="1") == [1]
     assert "no checkpoint of step 20: loss nan, grad_norm inf" in run.rank_log(0).read_text()
     assert not run.checkpoint(20).exists() and verify(run.checkpoint(15), run_id=run.run_id) == []
+
+
+SLOW_VERIFICATION = """
+import sys, time
+from functools import partial
+from datetime import timedelta
+from workloads.runtime import newest
+from workloads.train import build, machine
+from workloads.train.__main__ import main
+
+look, join, reduction = newest._look, machine.dist.init_process_group, build.StepReduction
+
+def slow(checkpointer):
+    time.sleep(5)
+    return look(checkpointer)
+
+def patient(*args, **more):  # only what waits for the verification is to have the job's timeout
+    return join(*args, **{**more, "timeout": timedelta(seconds=600)})
+
+newest._look, machine.dist.init_process_group = slow, patient
+build.StepReduction = lambda lanes, device, timeout_s: reduction(lanes, device=device, timeout_s=600.0)
+sys.exit(main())
+"""
+
+
+def test_verifying_may_take_longer_than_a_collective_of_a_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"train": {"steps": 5}})
+    assert train(run) == [0, 0]
+    make_run(tmp_path, {"train": {"steps": 5}, "runtime": {"process_group_timeout_s": 1}})
+    with launch_ranks(run, attempt=2, argv=[sys.executable, "-c", SLOW_VERIFICATION]) as ranks:
+        assert ranks.wait() == [0, 0], ranks.story()
