@@ -259,9 +259,8 @@ def test_what_an_attempt_did_is_not_laid_to_the_next_one(
     desk.look()
     desk.close()
     assert [line["did"] for line in lines(lab)] == [f"dump, {action}", "dumped", f"no {action}"]
-    assert lines(lab)[-1]["why"] == (
-        "attempt 1 is over, and attempt 2 was begun meanwhile" if restarted else "the ranks of attempt 1 ended meanwhile"
-    )
+    over = "attempt 1 is over, and attempt 2 was begun" if restarted else "the ranks of attempt 1 ended"
+    assert lines(lab)[-1]["why"] == f"{over} meanwhile"
     assert not lab.run.halt.exists() and not lab.run.anomaly_type.exists()
 
 
