@@ -125,6 +125,7 @@ class Seen:
     over_s: float = 0.0  # since every rank was first seen over
     fallen_s: float = 0.0  # since the first bad end was seen
     halt: Halt | None = None
+    now_s: float | None = None  # since this supervisor first saw that the halt is urgent; None: it is not
     requests: tuple[RequestSeen, ...] = ()
     busy: Mapping[str, str] | str | None = None  # device -> who holds it; text: it cannot be told; None: not looked
     strays: tuple[int, ...] | None = None  # living processes of this run; None: not looked
