@@ -23,7 +23,7 @@ from orchestrator.supervisor.gangface import Gang
 from orchestrator.supervisor.journal import Journal
 from orchestrator.supervisor.observe import Figures
 from orchestrator.supervisor.outcome import is_bad
-from orchestrator.supervisor.picture import picture, reason_of
+from orchestrator.supervisor.picture import WATCHED, picture, reason_of
 from orchestrator.supervisor.rules import LEASE_RETRY_S
 from orchestrator.supervisor.seen import GangSeen, GangState, Limits, RankPhase, Seen
 from orchestrator.supervisor.spec import RunSpec
@@ -95,7 +95,8 @@ class Engine:
                 self._complain(action, e)
                 break
         else:
-            self._complaint = ""
+            if not (self._acting.spawn_failed and seen.memory.state in WATCHED):  # the next try is seconds away
+                self._complaint = ""
         self._write_status(seen, now)
         return left
 

@@ -130,7 +130,7 @@ class Seen:
     busy: Mapping[str, str] | str | None = None  # device -> who holds it; text: it cannot be told; None: not looked
     strays: tuple[int, ...] | None = None  # living processes of this run; None: not looked
     best_step: int = -1  # newest step of any attempt
-    spawn_age_s: float | None = None  # since this supervisor last asked for shims
+    spawn_age_s: float | None = None  # since this supervisor last asked for shims, or could not write their orders
     spawn_tries: int = 0
     stopping: bool = False  # stop.json of this attempt lies there
     verdict: RunVerdict | None = None  # what rank 0 of this attempt answered; looked at once every rank is quiet

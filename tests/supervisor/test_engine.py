@@ -118,6 +118,27 @@ def test_a_gained_step_makes_the_next_restart_the_first_again(make: Make) -> Non
     assert (status["step"], status["loss"], status["steps"]) == (40, 2.5, 50)
 
 
+def test_orders_that_cannot_be_written_are_waited_for_and_told(make: Make) -> None:
+    """As a full disk refuses them: nobody was asked to start anything, so that nothing failed to start."""
+    desk = make("print('up')")
+    order = desk.run.rank_order(1, 0)
+    order.mkdir(parents=True)  # the write in its place is refused
+    now = time.monotonic()
+    for _ in range(400):
+        now += 0.5
+        desk.engine.tick(now)
+    assert desk.status["state"] == "starting" and "spawn failed: [Errno 21]" in str(desk.status["reason"])
+    assert desk.gang.spawned == 0 and not desk.events("rank-exit")
+    order.rmdir()
+    deadline = time.monotonic() + 120
+    while desk.status["state"] != "succeeded":
+        assert time.monotonic() < deadline, desk.status
+        now += 0.5
+        desk.engine.tick(now)
+        time.sleep(0.05)
+    assert desk.status["attempt"] == 1 and desk.status["restarts"] == 0
+
+
 def test_halt_by_hand_then_resume(make: Make) -> None:
     desk = make(SLEEP, world=2)
     desk.until("running")
