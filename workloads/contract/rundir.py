@@ -342,6 +342,15 @@ class RunDir:
         return self.checkpoints / f"{ASIDE_PREFIX}{name}_a{attempt}{f'_{n}' if n else ''}"
 
     @property
+    def start(self) -> Path:
+        """The checkpoint of another run that this one began with, under its own name; until there is one of its own."""
+        return self.path / "start"
+
+    @property
+    def staged_start(self) -> Path:
+        return self.path / f"{STAGED_PREFIX}start"
+
+    @property
     def checkpoint_trouble(self) -> Path:
         """A line for each checkpoint that was rejected, put away, or could not be saved (`contract.trouble`)."""
         return self.checkpoints / "trouble.jsonl"
