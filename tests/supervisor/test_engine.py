@@ -15,7 +15,7 @@ import pytest
 from orchestrator.runs.find import pick
 from orchestrator.runs.index import IndexRow
 from orchestrator.supervisor.seen import GangSeen, GangState
-from tests.supervisor.direct import Desk
+from tests.supervisor.direct import Desk, DirectGang
 from tests.supervisor.runs import make_run, request
 from workloads.contract.errors import UsageError
 from workloads.contract.files import read_json, try_read_json
@@ -116,6 +116,19 @@ def test_a_gained_step_makes_the_next_restart_the_first_again(make: Make) -> Non
     status = desk.until("succeeded", timeout_s=60)
     assert status["attempt"] == 4 and status["restarts"] == 3
     assert (status["step"], status["loss"], status["steps"]) == (40, 2.5, 50)
+
+
+def test_a_lease_folder_that_cannot_be_used_fails_the_run_and_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ORCH_LEASES", str(tmp_path / "file"))
+    monkeypatch.setattr(DirectGang, "devices", lambda self: {"local": ["GPU-aaa"]})
+    desk = make(SLEEP, gpus_per_rank=1)
+    desk.turn(lambda: desk.status.get("state") == "failed" or desk.status.get("attempt", 0) == 2)
+    told = str(desk.status["reason"])
+    assert told.startswith(f"rank 0 could not be started: devices cannot be leased in {tmp_path / 'file'}"), told
+    assert desk.status["state"] == "failed" and desk.status["attempt"] == 1
 
 
 def test_orders_that_cannot_be_written_are_waited_for_and_told(make: Make) -> None:
