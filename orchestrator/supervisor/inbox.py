@@ -7,7 +7,6 @@ becomes a `RequestSeen` with a problem, so that it is answered and looked at no 
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from workloads.contract.files import atomic_write_json, read_json
 from workloads.contract.haltfile import MAX_WHY_CHARS
 from workloads.contract.jobchanges import are_changes
 from workloads.contract.records import Ack, Request, as_wire, from_wire
-from workloads.contract.rundir import RunDir, step_of_checkpoint
+from workloads.contract.rundir import RunDir, step_of_checkpoint, verb_of_request
 
 VERBS = frozenset({"halt", "resume"})
 MAX_REQUEST_BYTES = 64 << 10
 MAX_PENDING = 100
 SETTLE_S = 2.0
-_NAME = re.compile(r"\d{8}T\d{6}Z-(?P<verb>[a-z]+)-[A-Za-z0-9._-]{1,64}\.json")
 
 
 def pending(run: RunDir, now: float) -> tuple[RequestSeen, ...]:
@@ -37,12 +35,12 @@ def pending(run: RunDir, now: float) -> tuple[RequestSeen, ...]:
     known = set(names)
     found = []
     for name in names:
-        m = _NAME.fullmatch(name)
-        if m is None or name.endswith(".ack.json") or m["verb"] == "dump":
+        verb = verb_of_request(name)
+        if verb is None or verb == "dump":
             continue
         if RunDir.ack_of(run.requests / name).name in known:
             continue
-        seen = _read(run.requests / name, m["verb"], now)
+        seen = _read(run.requests / name, verb, now)
         if seen is not None:
             found.append(seen)
         if len(found) == MAX_PENDING:
