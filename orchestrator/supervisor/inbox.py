@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.supervisor.seen import RequestSeen
 from workloads.contract.allowed import is_allowable
 from workloads.contract.errors import escape
-from workloads.contract.files import atomic_write_json, read_json
+from workloads.contract.files import atomic_write_json, dump_json, read_json
 from workloads.contract.haltfile import MAX_WHY_CHARS
 from workloads.contract.jobchanges import are_changes
 from workloads.contract.records import Ack, Request, as_wire, from_wire
@@ -70,6 +70,8 @@ def _checked(request: Request) -> Request:
     texts_ok = all(isinstance(t, str) for t in (request.verb, request.who, request.why))
     if not texts_ok or not isinstance(request.args, dict):
         raise ValueError("a field has another type")
+    if not _is_json(request.args):
+        raise ValueError("args hold a number that is not finite, or are nested too deeply")
     tree, argv = request.args.get("tree"), request.args.get("argv")
     if tree is not None and not (isinstance(tree, str) and Path(tree).is_absolute() and Path(tree).is_dir()):
         raise ValueError("args.tree is not a directory here")
@@ -85,6 +87,15 @@ def _checked(request: Request) -> Request:
     if named is not None and not (isinstance(named, str) and step_of_checkpoint(named) is not None):
         raise ValueError("args.checkpoint is not the name of a checkpoint")
     return request
+
+
+def _is_json(args: dict[str, Any]) -> bool:
+    """What is read is more than what may be written: Python takes NaN and 1e999 for numbers."""
+    try:
+        dump_json(args)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _mtime(path: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -242,6 +243,19 @@ def test_a_resume_may_bring_other_code(make: Make) -> None:
     assert desk.run.rank_log(0).read_text() == "repaired\n"
 
 
+def test_a_resume_with_a_number_that_is_none_is_refused_and_holds_up_nothing(make: Make) -> None:
+    desk = make("import sys; sys.exit(3)")
+    desk.until("failed")
+    ask = desk.run.request("resume", "aaaa")
+    args = {"code": "run", "changes": {"train.lr": {"was": math.nan, "is": 1}}}
+    ask.write_text(json.dumps({"v": 1, "verb": "resume", "who": "ada", "ts": 1.0, "args": args}))
+    os.utime(ask, (1, 1))
+    desk.turn(lambda: RunDir.ack_of(ask).exists())
+    assert "not finite" in read_json(RunDir.ack_of(ask))["why"] and desk.status["state"] == "failed"
+    request(desk.run, "resume", "bbbb")
+    desk.until("failed", 2)
+
+
 def test_requests_that_cannot_be_carried_out_are_answered(make: Make) -> None:
     desk = make(SLEEP)
     desk.until("running")
@@ -249,12 +263,15 @@ def test_requests_that_cannot_be_carried_out_are_answered(make: Make) -> None:
     torn = desk.run.request("halt", "cccc")
     torn.write_bytes(b'{"v":1,"verb":')
     os.utime(torn, (1, 1))
+    odd = desk.run.request("halt", "eeee")
+    odd.write_text(json.dumps({"v": 1, "verb": "halt", "who": "ada", "ts": 1.0, "args": {"odd": [math.inf]}}))
+    os.utime(odd, (1, 1))
     link = desk.run.request("halt", "dddd")
     link.symlink_to("/etc/passwd")
     foreign = desk.run.requests / "notes.txt"
     foreign.write_text("hello")
     desk.engine.tick(1.0)
-    for ask in [*asks, torn, link]:
+    for ask in [*asks, torn, odd, link]:
         assert read_json(RunDir.ack_of(ask))["ok"] is False
     assert desk.status["state"] == "running"
 
