@@ -149,7 +149,7 @@ class _Sender:
         if missing:
             raise RemoteError(
                 "E-CODE-031", f"pod {self.pod.name} does not keep the files it is sent",
-                value=self.snapshot.entries[missing[0]].path, fix=f"orch pods doctor {self.pod.name}",
+                value=self.snapshot.entries[missing[0]].path, fix=f"orch pods check {self.pod.name}",
             )  # fmt: skip
 
     def _call(self, op: str, args: dict[str, Any], data: bytes = b"") -> dict[str, Any]:

@@ -176,12 +176,18 @@ def protect(source: Source) -> None:
 
 
 def look_at(source: Source, *, cached: bool = False) -> None:
-    """Ask the pod of a run how it stands. Where it cannot be asked, its copy is shown and that is told on stderr."""
+    """Ask the pod of a run how it stands, unless `cached`, and hide its secrets from what is shown.
+
+    Where it cannot be asked, its copy is shown and that is told on stderr.
+    """
     from orchestrator.runs.render import one_line
     from orchestrator.runs.source import REACH_S, FarSource, fetch
     from workloads.contract.errors import OrchError
 
-    if cached or not isinstance(source, FarSource):
+    if not isinstance(source, FarSource):
+        return
+    if cached:
+        protect(source)
         return
     source.reach_s = REACH_S if source.mirror.index.seen else None
     try:

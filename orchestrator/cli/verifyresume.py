@@ -93,8 +93,8 @@ def _refuse_too_little(kills: int, worlds: list[int]) -> None:
 def short_job(ref: str, sets: list[str], pods: list[str], *, steps: int, kills: int, world: int | None) -> LoadedJob:
     """JOB as it is verified: deterministic, so many steps, a checkpoint every few, as many restarts as it takes.
 
-    What a person gives with `--set` stays, but for the number of steps and what exactness needs. UsageError for a job
-    of another kind.
+    What a person gives with `--set` stays, but for the number of steps, those between checkpoints and what exactness
+    needs. UsageError for a job of another kind.
     """
     from orchestrator.jobs.jobfile import load_job
 
@@ -104,11 +104,11 @@ def short_job(ref: str, sets: list[str], pods: list[str], *, steps: int, kills: 
             "E-VERIFY-004", f"a job of kind {plain.spec.kind} keeps no ledger", where="JOB", value=ref,
             expected="a job of kind train", fix="orch verify-resume tiny",
         )  # fmt: skip
-    ours = [f"checkpoint.every_steps={_every(steps)}", "checkpoint.every_s=null"]
     must = [f"train.steps={steps}", "train.deterministic=true", f"restart.max={kills + 3}", "restart.backoff_s=[0]"]
+    must.append(f"checkpoint.every_steps={_every(steps)}")
     if world is not None:
-        must += [f"resources.ranks={world}", f"checkpoint.keep={SAVES + 2}", ours[0]]
-    return load_job(ref, sets=[*ours, *sets, *must], pods=pods, cwd=Path.cwd())
+        must += [f"resources.ranks={world}", f"checkpoint.keep={SAVES + 2}"]
+    return load_job(ref, sets=["checkpoint.every_s=null", *sets, *must], pods=pods, cwd=Path.cwd())
 
 
 def _every(steps: int) -> int:
@@ -117,14 +117,14 @@ def _every(steps: int) -> int:
 
 def _verify(jobs: list[LoadedJob], live: Live, *, kills: int, steps: int, seed: int) -> Verified:
     from orchestrator.runs.follow import follow
-    from orchestrator.runs.verifyresume import Verified, compare, kill_along, plan_kills
+    from orchestrator.runs.verifyresume import Verified, compare, first_kill, kill_along, plan_kills
     from workloads.contract.states import RunState
 
     loaded = jobs[0]
     prepared = _prepare(loaded, live)
     try:
         place = prepared.plan.placement
-        plan = plan_kills(kills, steps, place.ranks, seed) if kills else []
+        plan = plan_kills(kills, steps, place.ranks, seed, first=first_kill(_every(steps))) if kills else []
         facts: dict[str, Any] = {"steps": steps, "world": place.ranks, "pod": place.pod, "seed": seed}
         facts["kills"] = tuple(plan)
         ranks, often = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((place.ranks, "rank"), (kills, "kill")))

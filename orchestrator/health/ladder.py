@@ -2,7 +2,8 @@
 
 An episode begins when a rule is crossed and ends when it has stayed clear for the rule's `clear_s`. A rung that ends
 something is taken only behind a dump of the same episode, `DUMP_HEAD_S` later, and once an attempt (a sharper one may
-follow after `SHARP_GAP_S`). Called by `monitor`.
+follow after `SHARP_GAP_S`). Where the episode that took it is over and the attempt goes on, nothing was ended, and the
+next one may take it anew. Called by `monitor`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Episode:
     opened: float
     told: bool = False
     taken: set[Rung] = field(default_factory=set)
+    left: set[Rung] = field(default_factory=set)  # of those taken: to an episode that had ended the attempt already
     dumped: float | None = None
     clear_since: float | None = None
 
@@ -45,7 +47,7 @@ class Ladder:
     episodes: dict[Key, Episode] = field(default_factory=dict)
     _dumps: deque[float] = field(default_factory=deque)
     _notes: dict[Rule, deque[float]] = field(default_factory=dict)
-    _ended: tuple[Rung, float] | None = None  # the sharpest rung of this attempt, and when
+    _ended: tuple[Rung, float, Key] | None = None  # the sharpest rung of this attempt, when, and whose
 
     def new_attempt(self) -> None:
         """Open episodes are forgotten, budgets are not."""
@@ -67,6 +69,7 @@ class Ladder:
             episode.clear_since = since
             if t - since >= self.settings[key[0]].clear_s:
                 del self.episodes[key]
+                self._forget_end(key)
                 if episode.told:
                     acts.append(Cleared(episode.finding, t - episode.opened))
         return acts
@@ -116,15 +119,25 @@ class Ladder:
         if t - episode.dumped < DUMP_HEAD_S:
             return []
         if self._ended is not None:
-            last, at = self._ended
+            last, at, _ = self._ended
             if _ORDER[rung] <= _ORDER[last]:
                 episode.taken.add(rung)
+                episode.left.add(rung)
                 return []
             if t - at < SHARP_GAP_S:
                 return []
         episode.taken.add(rung)
-        self._ended = (rung, t)
+        self._ended = (rung, t, episode.finding.key)
         return [Act(rung, episode.finding)]
+
+    def _forget_end(self, key: Key) -> None:
+        """An episode is over in an attempt that it should have ended: what the others left to it is theirs again."""
+        if self._ended is None or self._ended[2] != key:
+            return
+        self._ended = None
+        for episode in self.episodes.values():
+            episode.taken -= episode.left
+            episode.left.clear()
 
     def _only_said(self, rung: Rung, episode: Episode) -> list[Act]:
         """What is not done is worth a word where the episode is told at all."""

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.jobs.commandname import name_of_command
 from orchestrator.jobs.overrides import Override, apply_overrides, maker, one_more, origin, parse_overrides
 from orchestrator.jobs.rules import LATER, broken_rules
+from pods.remote.relaunch import COMMAND_LINE
 from pods.speccheck import Subject, check
 from pods.specwords import NAME_IN_WORDS, Broken, slug
 from pods.yamlfile import YamlDoc, read_yaml
@@ -21,7 +22,6 @@ from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import ErrorGroup, LocalError, OrchError, SpecError, UsageError, raise_all
 from workloads.contract.rundir import NAME_PATTERN
 
-COMMAND_LINE = "command line"
 RECIPES = Path(__file__).resolve().parents[2] / "workloads" / "recipes"
 
 

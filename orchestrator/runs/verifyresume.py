@@ -26,6 +26,8 @@ MOVED_REL = 1e-5
 """Another number of ranks sums in another order."""
 LATEST_KILL = 0.9
 """Of the steps: later ones may all be over before a kill can hit."""
+ENOUGH_STEPS = 60
+"""`--steps` when nobody says."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,28 @@ class Made:
     ranks: tuple[int, ...]
 
 
-def plan_kills(kills: int, steps: int, world: int, seed: int) -> list[Kill]:
-    """By step: at different ones, of one rank or of all, by the draw. UsageError when there are too few steps."""
+def plan_kills(kills: int, steps: int, world: int, seed: int, *, first: int = 1) -> list[Kill]:
+    """By step, from `first` on: at different ones, of one rank or of all, by the draw.
+
+    UsageError when there are too few steps.
+    """
     last = max(1, int(steps * LATEST_KILL))
-    if not 0 < kills <= last:
+    room = max(0, last - first + 1)
+    if not 0 < kills <= room:
         raise UsageError(
             "E-VERIFY-001", f"{kills} kills do not fit into {steps} steps", where="--kills", value=kills,
-            expected=f"1 to {last}, or more --steps", fix=f"--kills {min(max(kills, 1), last)}",
+            expected=f"1 to {room}, or more --steps" if room else "more --steps",
+            fix=f"--kills {min(max(kills, 1), room)}" if room else f"--steps {ENOUGH_STEPS}",
         )  # fmt: skip
     rng = random.Random(seed)
     victims = [(k,) for k in range(world)] + ([tuple(range(world))] if world > 1 else [])
-    return [Kill(step, rng.choice(victims)) for step in sorted(rng.sample(range(1, last + 1), kills))]
+    return [Kill(step, rng.choice(victims)) for step in sorted(rng.sample(range(first, last + 1), kills))]
+
+
+def first_kill(every: int) -> int:
+    """The first step behind which a run that saves every so many steps surely has a checkpoint: a save waits for the
+    one before it, so the first one is there when steps behind the second are in the ledger."""
+    return 2 * every + 1
 
 
 def kill_along(source: Source, plan: Sequence[Kill], live: Live) -> tuple[list[Made], RunView]:
@@ -96,6 +109,12 @@ def bring_ledgers(source: Source, attempts: int) -> None:
 def lost_rows(source: Source, attempts: int) -> list[Row]:
     """Steps that kills took back."""
     return [row for n in range(attempts + 1) for row in read_lost(source.run.archived_ledger(n))]
+
+
+def began_with(rows: Sequence[Row], attempt: int) -> int | None:
+    """The first step of the next attempt behind `attempt` that made one; None when no step was made."""
+    later = [(row.attempt, row.step) for row in rows if row.attempt > attempt]
+    return min(later)[1] if later else None
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,8 @@ class Verified:
     """steps that were made a second time"""
     difference: Difference | None
     moved: tuple[Moved, ...] = ()
+    began: tuple[int | None, ...] = ()
+    """for each kill of `made`: the step with which the run went on; None: it made none"""
 
     @property
     def why(self) -> str:
@@ -155,8 +176,14 @@ class Verified:
         for move in self.moved:
             if move.state != RunState.SUCCEEDED:
                 return f"the run {move.run} on {move.world} ranks is {move.state}"
-        missed = len(self.kills) - len(self.made)
-        return f"{missed} of {len(self.kills)} kills came too late: the run was over" if missed else ""
+        if missed := len(self.kills) - len(self.made):
+            return f"{missed} of {len(self.kills)} kills came too late: the run was over"
+        for kill, first in zip(self.made, self.began, strict=True):
+            if first is None:
+                return f"no step was made after the kill behind step {kill.step}"
+            if first == 1:
+                return f"no checkpoint was loaded after the kill behind step {kill.step}: the run began anew"
+        return ""
 
     @property
     def verdict(self) -> str:
@@ -219,4 +246,5 @@ def compare(
     difference = None
     if all(state == RunState.SUCCEEDED for _, _, state in states):
         difference = first_difference(read_ledger(unbroken.run.ledger), final, steps) or first_unlike(lost, final)
-    return Verified(runs=states, again=len(lost), difference=difference, moved=tuple(moved), **facts)
+    began = tuple(began_with([*lost, *final], kill.attempt) for kill in facts["made"])
+    return Verified(runs=states, again=len(lost), difference=difference, moved=tuple(moved), began=began, **facts)

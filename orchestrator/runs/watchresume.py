@@ -14,7 +14,7 @@ from orchestrator.runs.views import RunView
 from orchestrator.runs.whysick import OURS, WATCHDOG, text
 from orchestrator.runs.whywork import last_step
 from workloads.contract.records import Event
-from workloads.contract.rundir import RunDir, utc_stamp
+from workloads.contract.rundir import RunDir, utc_stamp, verb_of_request
 from workloads.contract.states import RunState
 
 WHO = "orch watch"
@@ -110,5 +110,5 @@ def asked_by_person(run: RunDir, events: Sequence[Event], attempt: int) -> bool:
         names = [p.name for p in run.requests.iterdir()]
     except OSError:
         return False
-    asked = (n for n in names if "-halt-" in n and not n.endswith(".ack.json"))
+    asked = (n for n in names if verb_of_request(n) == "halt")
     return any(n.split("-", 1)[0] >= utc_stamp(start) for n in asked)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from orchestrator.runs.render import program
 from orchestrator.runs.views import FORGOTTEN, RunView
 from orchestrator.runs.whysick import STALLS, Suspect, dump_of
 from orchestrator.runs.whywork import Work
+from pods.remote.relaunch import relaunch
 from workloads.contract.exitcodes import RankExit
 from workloads.contract.health import Rule
 from workloads.contract.records import NO_SUPERVISOR, PYTHON_GONE, Event
@@ -50,8 +52,7 @@ def _of_ended(view: RunView, suspect: Suspect | None, orch: str, work: Work | No
         return f"{orch} pull {run}", "have it here: logs, records and the newest checkpoint"
     resume = f"{orch} resume {run}"
     if work is not None and work.refused:
-        on = "" if view.sight is None else f"{orch} pods exec {view.sight.pod} -- "
-        return f"{on}ls -l {view.run.checkpoints}", f"mend one from a copy; until one verifies {resume} is refused"
+        return _list_checkpoints(view, orch), f"mend one from a copy; until one verifies {resume} is refused"
     if view.state == RunState.HALTED and suspect is not None and suspect.rule in _BY_FIGURES:
         rank = "" if suspect.rank is None else f" --rank {suspect.rank}"
         return f"{orch} logs {run}{rank}", f"a resume alone may come to the same; once that is mended: {resume}"
@@ -61,9 +62,8 @@ def _of_ended(view: RunView, suspect: Suspect | None, orch: str, work: Work | No
     if view.state == RunState.HALTED:
         return resume, _from(view, work)
     if view.reason.startswith((PYTHON_GONE, NO_SUPERVISOR)):
-        again = f"{orch} launch {view.info.get('source', 'JOB')}"
         if view.sight is not None:
-            return again, f"make its environment anew; then {resume}"
+            return relaunch(view.info, orch), f"make its environment anew; then {resume}"
         return f"{resume} --code current", "go on with this orch and its Python"
     if kind in _JUDGED and suspect is None:
         return f"{orch} {kind} --run {run}", "what was wrong"
@@ -73,6 +73,14 @@ def _of_ended(view: RunView, suspect: Suspect | None, orch: str, work: Work | No
     if _again_the_same(suspect, view):
         return logs, f"see why; once that is mended: {resume}"
     return resume, _from(view, work)
+
+
+def _list_checkpoints(view: RunView, orch: str) -> str:
+    if view.sight is None:
+        return f"ls -l {shlex.quote(str(view.run.checkpoints))}"
+    # without `POD:`; what begins at the home there is relative to it: no shell on the pod reads these words
+    there = view.sight.path.removeprefix(f"{view.sight.pod}:").removeprefix("~/")
+    return f"{orch} pods exec {view.sight.pod} -- ls -l {shlex.quote(f'{there}/{view.run.checkpoints.name}')}"
 
 
 def _from(view: RunView, work: Work | None) -> str:

@@ -70,6 +70,9 @@ class Acting:
     """`base` as the resumes so far want it"""
     spawned: float | None = None  # monotonic seconds
     spawn_tries: int = 0
+    """how often shims were asked for in this attempt"""
+    spawn_failed: bool = False
+    """the last try to start ranks ended before all their shims were asked for"""
     told: Tell | None = None
     _swept: float = 0.0
 
@@ -133,7 +136,7 @@ class Acting:
         if before := self.gang.gpu_used():
             data["gpu_used_mib"] = dict(before)
         self.journal.event("state", f"attempt {number}", to=RunState.STARTING.value, data=data, attempt=number)
-        self.spawned, self.spawn_tries = None, 0
+        self.spawned, self.spawn_tries, self.spawn_failed = None, 0, False
         files.write_attempt(self.spec, self.run, attempt=number, port=port, devices=devices, now=self.clock())
         self._spawn(range(self.spec.world_size), now)
 
@@ -153,12 +156,16 @@ class Acting:
         return True
 
     def _spawn(self, ranks: Sequence[int], now: float) -> None:
+        """A disk or a driver that refuses the orders is waited for: no shim was asked for, so that none can have failed
+        to come up."""
         number = self.journal.memory.attempt
-        self.spawned, self.spawn_tries = now, self.spawn_tries + 1
+        self.spawned, self.spawn_failed = now, True
         if not files.orders_complete(self.spec, self.run, number):
             devices, port = self.gang.devices(), self.gang.free_port()
             files.write_attempt(self.spec, self.run, attempt=number, port=port, devices=devices, now=self.clock())
+        self.spawn_tries += 1
         self.gang.spawn(files.orders_by_pod(self.spec, self.run, number, ranks))
+        self.spawn_failed = False
 
     def _fall(self, rank: int, why: str, seen: Seen) -> None:
         record = next((r.finished for r in seen.ranks if r.rank == rank), None)

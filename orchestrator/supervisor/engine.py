@@ -23,7 +23,7 @@ from orchestrator.supervisor.gangface import Gang
 from orchestrator.supervisor.journal import Journal
 from orchestrator.supervisor.observe import Figures
 from orchestrator.supervisor.outcome import is_bad
-from orchestrator.supervisor.picture import picture, reason_of
+from orchestrator.supervisor.picture import WATCHED, picture, reason_of
 from orchestrator.supervisor.rules import LEASE_RETRY_S
 from orchestrator.supervisor.seen import GangSeen, GangState, Limits, RankPhase, Seen
 from orchestrator.supervisor.spec import RunSpec
@@ -53,6 +53,7 @@ class Engine:
     _entered: float = 0.0
     _over_since: float | None = None
     _fallen_since: float | None = None
+    _urgent_since: float | None = None
     _leases_at: float = 0.0
     _busy: Mapping[str, str] | str | None = None
     _figures: Figures = field(default_factory=Figures)
@@ -94,7 +95,8 @@ class Engine:
                 self._complain(action, e)
                 break
         else:
-            self._complaint = ""
+            if not (self._acting.spawn_failed and seen.memory.state in WATCHED):  # the next try is seconds away
+                self._complaint = ""
         self._write_status(seen, now)
         return left
 
@@ -125,6 +127,7 @@ class Engine:
         self._over_since = (self._over_since or now) if quiet and ranks else None
         fallen = any(is_bad(r.finished) for r in ranks)
         self._fallen_since = (self._fallen_since or now) if fallen else None
+        halt = self._halt()
         return Seen(
             memory=memory,
             limits=Limits(spec.kind, spec.restart_max, spec.backoff_s, spec.clocks),
@@ -133,7 +136,8 @@ class Engine:
             in_state_s=now - self._entered,
             over_s=now - self._over_since if self._over_since else 0.0,
             fallen_s=now - self._fallen_since if self._fallen_since else 0.0,
-            halt=self._halt(),
+            halt=halt,
+            now_s=self._now_s(halt, memory.state, now),
             requests=inbox.pending(self.run, self.clock()),
             busy=self._leases(memory.state, gang, now),
             strays=self.gang.strays() if quiet and not memory.ended and memory.state is not None else None,
@@ -151,6 +155,14 @@ class Engine:
             self.journal.once(f"halt-problem:{found.text}", found.text)
             return None
         return found
+
+    def _now_s(self, halt: Halt | None, state: RunState | None, now: float) -> float | None:
+        """Seconds since the halt was first seen to be urgent. A latch while the run halts, as it is in the shims."""
+        if halt is not None and halt.now:
+            self._urgent_since = now if self._urgent_since is None else self._urgent_since
+        elif state != RunState.HALTING:
+            self._urgent_since = None
+        return None if self._urgent_since is None else now - self._urgent_since
 
     def _leases(self, state: RunState | None, gang: GangSeen, now: float) -> Mapping[str, str] | str | None:
         """Leases of our devices by others; looked at before a start, every 5 s while one is busy or cannot be told."""

@@ -7,7 +7,6 @@ becomes a `RequestSeen` with a problem, so that it is answered and looked at no 
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ from typing import Any
 from orchestrator.supervisor.seen import RequestSeen
 from workloads.contract.allowed import is_allowable
 from workloads.contract.errors import escape
-from workloads.contract.files import atomic_write_json, read_json
+from workloads.contract.files import atomic_write_json, dump_json, read_json
 from workloads.contract.haltfile import MAX_WHY_CHARS
 from workloads.contract.jobchanges import are_changes
 from workloads.contract.records import Ack, Request, as_wire, from_wire
-from workloads.contract.rundir import RunDir, step_of_checkpoint
+from workloads.contract.rundir import RunDir, step_of_checkpoint, verb_of_request
 
 VERBS = frozenset({"halt", "resume"})
 MAX_REQUEST_BYTES = 64 << 10
 MAX_PENDING = 100
 SETTLE_S = 2.0
-_NAME = re.compile(r"\d{8}T\d{6}Z-(?P<verb>[a-z]+)-[A-Za-z0-9._-]{1,64}\.json")
 
 
 def pending(run: RunDir, now: float) -> tuple[RequestSeen, ...]:
@@ -37,12 +35,12 @@ def pending(run: RunDir, now: float) -> tuple[RequestSeen, ...]:
     known = set(names)
     found = []
     for name in names:
-        m = _NAME.fullmatch(name)
-        if m is None or name.endswith(".ack.json") or m["verb"] == "dump":
+        verb = verb_of_request(name)
+        if verb is None or verb == "dump":
             continue
         if RunDir.ack_of(run.requests / name).name in known:
             continue
-        seen = _read(run.requests / name, m["verb"], now)
+        seen = _read(run.requests / name, verb, now)
         if seen is not None:
             found.append(seen)
         if len(found) == MAX_PENDING:
@@ -72,6 +70,8 @@ def _checked(request: Request) -> Request:
     texts_ok = all(isinstance(t, str) for t in (request.verb, request.who, request.why))
     if not texts_ok or not isinstance(request.args, dict):
         raise ValueError("a field has another type")
+    if not _is_json(request.args):
+        raise ValueError("args hold a number that is not finite, or are nested too deeply")
     tree, argv = request.args.get("tree"), request.args.get("argv")
     if tree is not None and not (isinstance(tree, str) and Path(tree).is_absolute() and Path(tree).is_dir()):
         raise ValueError("args.tree is not a directory here")
@@ -87,6 +87,15 @@ def _checked(request: Request) -> Request:
     if named is not None and not (isinstance(named, str) and step_of_checkpoint(named) is not None):
         raise ValueError("args.checkpoint is not the name of a checkpoint")
     return request
+
+
+def _is_json(args: dict[str, Any]) -> bool:
+    """What is read is more than what may be written: Python takes NaN and 1e999 for numbers."""
+    try:
+        dump_json(args)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _mtime(path: Path) -> float:

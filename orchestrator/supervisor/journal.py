@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.supervisor.memory import Memory
+from workloads.contract.errors import escape
 from workloads.contract.files import LineWriter, atomic_write_json, dump_json, read_tail, try_read_json
 from workloads.contract.records import Event, Status, as_wire, from_wire
 from workloads.contract.rundir import RunDir
@@ -66,13 +67,23 @@ def _event(line: bytes) -> Event | None:
     return event if numbers_ok and all(isinstance(t, str) for t in texts) and isinstance(event.data, dict) else None
 
 
+def _writable(event: Event) -> tuple[Event, bytes]:
+    """The event and its line; where its data cannot be written as JSON, one that says so in their place."""
+    try:
+        return event, dump_json(event.wire())
+    except (ValueError, TypeError, RecursionError) as e:
+        log.warning("the data of the event `%s` cannot be written: %s", event.what, e)
+        told = dataclasses.replace(event, data={"unwritable": escape(e)})
+        return told, dump_json(told.wire())
+
+
 @dataclass
 class Journal:
     run: RunDir
     clock: Callable[[], float] = time.time
     memory: Memory = field(default_factory=Memory)
     _seq: int = 0
-    _waiting: list[Event] = field(default_factory=list)
+    _waiting: list[bytes] = field(default_factory=list)
     trouble: str = ""  # why the last write was refused
     _writer: LineWriter | None = None
     _inode: tuple[int, int] = (0, 0)
@@ -98,13 +109,14 @@ class Journal:
         data: Mapping[str, Any] | None = None,
         attempt: int | None = None,
     ) -> None:
-        """Write one event and fold it. Never raises: what cannot be written yet waits in memory."""
+        """Write one event and fold it. Never raises: what cannot be written yet waits in memory, and data that could
+        never be written are left out of both."""
         frm = self.memory.state.value if to is not None and self.memory.state else None
         number = self.memory.attempt if attempt is None else attempt
-        event = Event(self._seq, self.clock(), number, WHO, what, why, frm, to, dict(data or {}))
+        event, line = _writable(Event(self._seq, self.clock(), number, WHO, what, why, frm, to, dict(data or {})))
         self._seq += 1
         self.memory = self.memory.apply(event)
-        self._waiting = [*self._waiting[-MAX_WAITING:], event]
+        self._waiting = [*self._waiting[-MAX_WAITING:], line]
         self.flush()
 
     def once(self, key: str, why: str, **data: Any) -> None:
@@ -116,7 +128,7 @@ class Journal:
         """Write what waits. False when the disk refuses."""
         try:
             while self._waiting:
-                self._open().write(dump_json(self._waiting[0].wire()))
+                self._open().write(self._waiting[0])
                 self._waiting.pop(0)
         except OSError as e:
             self._refused("an event", e)

@@ -6,7 +6,7 @@ makes every rank unknown: nothing in it can be missed.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +30,8 @@ MAX_FRESH = 2000
 """Beats of a rank handed on at one look: a flood, or the whole past at the first look, keeps its newest ones."""
 LOOK_BYTES = 16 << 20
 """Of a heartbeat file at one look."""
+MAX_FROM_ASIDE = 1 << 14
+"""Beats that are remembered as read beside the run directory: more than the file there takes."""
 QUIET = frozenset({None, RankExit.DONE, RankExit.CHECKPOINTED, RankExit.STALE_EPOCH, RankExit.NO_GO})
 """exits whose reason is known"""
 _STATES = {"T": ProcessState.STOPPED, "t": ProcessState.TRACED, "D": ProcessState.STUCK}
@@ -56,10 +58,9 @@ class RankEye:
     best_step: int = -1
     _reader: BeatReader = field(init=False)
     _aside: BeatReader = field(init=False)
-    _from_aside: tuple[int, int] = (
-        -1,
-        -1,
-    )  # newest (attempt, seq) that was read there: it comes again when it is moved
+    _from_aside: OrderedDict[tuple[int, int, float], None] = field(default_factory=OrderedDict)
+    """(attempt, seq, ts) of those that were read there: each comes again when it is moved. Every program of a rank
+    counts seq from 0."""
     _attempt: int = 0
     _beat_ts: float | None = None
     _step: int | None = None
@@ -103,11 +104,14 @@ class RankEye:
     def _new_beats(self) -> Iterator[Beat]:
         """Those in the run directory, then those that wait beside it (`contract.aside`); none twice."""
         for beat in self._reader.stream(LOOK_BYTES):
-            if (beat.attempt, beat.seq) > self._from_aside:
+            if (beat.attempt, beat.seq, beat.ts) not in self._from_aside:
                 yield beat
         for beat in self._aside.stream(LOOK_BYTES) if is_ours(self._aside.path) else ():
-            if (beat.attempt, beat.seq) > self._from_aside:
-                self._from_aside = (beat.attempt, beat.seq)
+            key = (beat.attempt, beat.seq, beat.ts)
+            if key not in self._from_aside:
+                self._from_aside[key] = None
+                if len(self._from_aside) > MAX_FROM_ASIDE:
+                    self._from_aside.popitem(last=False)
                 yield beat
 
     def _take(self, beat: Beat) -> None:

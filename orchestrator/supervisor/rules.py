@@ -154,8 +154,7 @@ def halting(s: Seen) -> list[Action]:
 def _outlived(s: Seen) -> list[Action]:
     """Ranks that live long after their SIGKILL: swept without their shims, then named. Nothing of it where one cannot
     be seen: whether it lives is not known."""
-    kill_s = s.limits.clocks.now_kill_s if s.halt is not None and s.halt.now else s.limits.clocks.kill_s
-    late_s = s.in_state_s - kill_s
+    late_s = _late_s(s)
     left = [r for r in s.ranks if not over(s, r)]
     if late_s < SHIM_LATE_S or any(r.phase == RankPhase.UNKNOWN for r in left):
         return []
@@ -167,6 +166,13 @@ def _outlived(s: Seen) -> list[Action]:
     words += [f"rank {r.rank}: its shim, which left no record" for r in left if r.record is None]
     stayed = f"these stayed {late_s:.0f} s after their SIGKILL (limit {STAYED_S:.0f} s): {', '.join(words)}"
     return [Verdict((*pids.values(), *shims.values())), Transition(RunState.HALTED, f"{halt_words(s)}; {stayed}")]
+
+
+def _late_s(s: Seen) -> float:
+    """Seconds since the earliest SIGKILL of this halt was due; below 0 before it. Each clock counts from its own
+    beginning, as the shims count: `now` may come long after the halt."""
+    late_s = s.in_state_s - s.limits.clocks.kill_s
+    return late_s if s.now_s is None else max(late_s, s.now_s - s.limits.clocks.now_kill_s)
 
 
 def _finish(s: Seen, halt: str | None) -> list[Action]:

@@ -125,11 +125,12 @@ class Seen:
     over_s: float = 0.0  # since every rank was first seen over
     fallen_s: float = 0.0  # since the first bad end was seen
     halt: Halt | None = None
+    now_s: float | None = None  # since this supervisor first saw that the halt is urgent; None: it is not
     requests: tuple[RequestSeen, ...] = ()
     busy: Mapping[str, str] | str | None = None  # device -> who holds it; text: it cannot be told; None: not looked
     strays: tuple[int, ...] | None = None  # living processes of this run; None: not looked
     best_step: int = -1  # newest step of any attempt
-    spawn_age_s: float | None = None  # since this supervisor last asked for shims
+    spawn_age_s: float | None = None  # since this supervisor last asked for shims, or could not write their orders
     spawn_tries: int = 0
     stopping: bool = False  # stop.json of this attempt lies there
     verdict: RunVerdict | None = None  # what rank 0 of this attempt answered; looked at once every rank is quiet

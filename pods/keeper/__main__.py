@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -54,8 +55,8 @@ def main(argv: list[str]) -> int:
     Guard(lambda: [(w.run, w.spec) for w in keeper.runs.active()], say, keeper.ended, keeper.troubles).start()
     me = ProcId.me()
     record = {
-        "v": 1, "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id, "ts": time.time(),
-        "tree": os.environ.get("PYTHONPATH", ""), "python": sys.executable, "socket": str(path),
+        "v": 1, "pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id, "host": socket.gethostname(),
+        "ts": time.time(), "tree": os.environ.get("PYTHONPATH", ""), "python": sys.executable, "socket": str(path),
     }  # fmt: skip
     atomic_write_json(home.keeper_record, record)
     say(f"keeper {me.pid} keeps {home.path}")

@@ -13,19 +13,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pods.keeper.runs import lock_is_held
 from pods.keeper.spawn import clean_env, interpreter, spawn_detached
 from workloads.contract.errors import ConflictError, LocalError, OrchError, RemoteError
 from workloads.contract.files import read_tail, try_read_json
-from workloads.contract.process import ProcId
+from workloads.contract.process import ProcId, boot_id
 from workloads.contract.rundir import OrchHome
 
 CALL_TIMEOUT_S = 15.0
 START_TIMEOUT_S = 20.0
+ELSEWHERE_S = 3.0
+"""Until then the record may be one from before this machine was started anew, and a keeper be about to replace it."""
 MAX_REPLY_BYTES = 4 << 20
 
 
 def running(home: OrchHome) -> dict[str, Any] | None:
-    """The living keeper's record (pid, start_time, boot_id, tree, python, socket), or None."""
+    """The living keeper's record (pid, start_time, boot_id, host, tree, python, socket), or None."""
     record = try_read_json(home.keeper_record)
     if record is None:
         return None
@@ -111,7 +114,8 @@ def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = Fa
 
     `replace=True` (an operator's launch, or a resume with today's code) ends a keeper that runs from another tree
     first, and one whose own Python is gone is replaced where `python` is there; it holds no state, so nothing is lost.
-    Raises RemoteError with the end of its log when it does not come up in 20 s.
+    Raises RemoteError with the end of its log when it does not come up in 20 s, and where the home is on a shared disk
+    and the keeper of another machine keeps it.
     """
     client = KeeperClient(home)
     record = running(home)
@@ -127,8 +131,13 @@ def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = Fa
         else:
             return client
     _start(home, python, tree)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
+    started = time.monotonic()
+    while (waited_s := time.monotonic() - started) < START_TIMEOUT_S:
+        if waited_s > ELSEWHERE_S and (host := _elsewhere(home)):
+            raise RemoteError(
+                "E-KEEP-006", "the keeper of another machine keeps this home", where=str(home.path), value=host,
+                expected="a home for each machine", fix="use orch there, or set ORCH_HOME to a folder of this machine",
+            )  # fmt: skip
         if running(home) is not None:
             try:
                 client.ping()
@@ -142,6 +151,14 @@ def ensure_keeper(home: OrchHome, python: str, tree: Path, *, replace: bool = Fa
         "E-KEEP-005", "the keeper did not start in 20 s; its last line is told", where=str(home.keeper_log), value=last,
         fix=f"tail {shlex.quote(str(home.keeper_log))}",
     )  # fmt: skip
+
+
+def _elsewhere(home: OrchHome) -> str:
+    """The machine whose keeper holds the lock of this home; "" when nobody does, or one on this machine."""
+    record = try_read_json(home.keeper_record) or {}
+    host = record.get("host", "its name is not known")
+    ours = record.get("boot_id") in (None, boot_id()) or host == socket.gethostname()
+    return "" if ours or not lock_is_held(home.keeper_lock) else str(host)
 
 
 def _start(home: OrchHome, python: str, tree: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pods.keeper.guardacts import dump_within, halt, kill
 from pods.keeper.guardbreach import Breach, Peers, gpu_breach, host_breach
-from pods.keeper.guarded import RankHere, RanksHere, tightest_for
+from pods.keeper.guarded import RankHere, RanksHere, over_meanwhile, tightest_for
 from pods.keeper.guardrules import Episode, Limits
 from pods.keeper.troubles import KEEPER, Troubles
 from pods.remote.cgroup import Level
@@ -221,9 +221,14 @@ class Guard:
         if Rung.DUMP in rungs:
             summary = dump_within(w.run, breach.why, DUMP_S)
             self._line(w.run, breach, summary, "dumped")
-        if rungs[-1] == Rung.HALT:
+        if rungs[-1] not in (Rung.HALT, Rung.KILL):
+            return
+        if over := over_meanwhile(w.run, ranks):  # a dump takes seconds, and the next attempt did nothing wrong
+            self._say(f"{w.run.run_id}: guard: {over}: no {RUNGS_WORDS[rungs[-1]]}")
+            self._line(w.run, breach, over, f"no {RUNGS_WORDS[rungs[-1]]}")
+        elif rungs[-1] == Rung.HALT:
             halt(w.run, breach.rule, breach.why)
-        elif rungs[-1] == Rung.KILL:
+        else:
             kill(w.run, [r for r in ranks if r.rank == breach.who.rank])
 
     def _line(self, run: RunDir, breach: Breach, why: str, did: str) -> None:

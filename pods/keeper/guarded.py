@@ -61,6 +61,14 @@ class RanksHere:
         return found
 
 
+def over_meanwhile(run: RunDir, ranks: list[RankHere]) -> str:
+    """Why what was seen of these ranks, of one attempt, is past; "" while one of them lives and no attempt followed."""
+    newest, theirs = newest_attempt(run), ranks[0].attempt
+    if newest != theirs:
+        return f"attempt {theirs} is over, and attempt {newest} was begun meanwhile"
+    return "" if any(_lives(r.ident) for r in ranks) else f"the ranks of attempt {theirs} ended meanwhile"
+
+
 def _lives(ident: ProcId) -> bool:
     """As `ProcId.alive`, for one that is known to be of this boot: several times a second for every rank."""
     st = read_stat(ident.pid)

@@ -20,13 +20,12 @@ from pods.keeper.policy import RunSeen
 from pods.keeper.troubles import Troubles
 from workloads.contract.errors import escape
 from workloads.contract.files import atomic_write_json, try_read_json
-from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir
+from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir, verb_of_request
 from workloads.contract.states import ENDED
 
 CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """It names a folder."""
 READING = "reading its run.json"
-ACK_SUFFIX = ".ack.json"
 
 
 def lock_is_held(path: Path) -> bool:
@@ -63,9 +62,8 @@ def pending_requests(run: RunDir, verb: str) -> list[Path]:
     return [
         run.requests / n
         for n in names
-        if f"-{verb}-" in n and n.endswith(".json") and not n.endswith(ACK_SUFFIX)
-        and n.removesuffix(".json") + ACK_SUFFIX not in known
-    ]  # fmt: skip
+        if verb_of_request(n) == verb and RunDir.ack_of(run.requests / n).name not in known
+    ]
 
 
 def tree_of(home: OrchHome, run: RunDir, spec: dict[str, Any]) -> str:
@@ -85,12 +83,12 @@ def goes_on_with_todays(run: RunDir) -> bool:
 def _resumes(run: RunDir) -> Iterator[dict[str, Any]]:
     """What each request to resume asked for, newest first."""
     try:
-        names = sorted((n for n in os.listdir(run.requests) if "-resume-" in n), reverse=True)
+        names = sorted((n for n in os.listdir(run.requests) if verb_of_request(n) == "resume"), reverse=True)
     except OSError:
         return
     for name in names:
         args = (try_read_json(run.requests / name) or {}).get("args")
-        if isinstance(args, dict) and not name.endswith(ACK_SUFFIX):
+        if isinstance(args, dict):
             yield args
 
 

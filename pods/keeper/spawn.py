@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workloads.contract.errors import RemoteError
+from workloads.contract.process import DETACHED
 
 KEPT = (
     "PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LD_LIBRARY_PATH",
@@ -37,7 +38,8 @@ def clean_env(environ: Mapping[str, str], **extra: str) -> dict[str, str]:
 
 
 def spawn_detached(python: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
-    """Start `argv` as a grandchild in a session of its own, output appended to `log`.
+    """Start `argv` as a grandchild in a session of its own, output appended to `log`. Where a rank is the starter, it
+    also outlives that rank: no shim sweeps what carries `ORCH_DETACHED`.
 
     An intermediate single-threaded interpreter does the fork, so this is safe in a process with threads.
     Raises RemoteError when `python` cannot be started.
@@ -50,7 +52,7 @@ def spawn_detached(python: str, argv: Sequence[str], *, env: Mapping[str, str], 
             stdin=subprocess.DEVNULL,
             stdout=fd,
             stderr=fd,
-            env=dict(env),
+            env={**env, DETACHED: "1"},
             cwd="/",
             start_new_session=True,
             check=True,

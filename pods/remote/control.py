@@ -17,6 +17,7 @@ from typing import Any
 
 from pods.keeper.client import ensure_keeper
 from pods.keeper.runs import pending_requests, run_ids, tree_of
+from pods.remote.relaunch import relaunch
 from pods.remote.resumable import refuse_named, refuse_unresumable
 from workloads.contract.errors import ConflictError, LocalError, escape
 from workloads.contract.files import atomic_write_json, try_read_json
@@ -202,7 +203,7 @@ def _refuse_lost_python(run: RunDir) -> None:
     lost, row = _lost_python(run)
     if lost:
         here = row.get("head") == "local"
-        again = f"orch launch {shlex.quote(str(row.get('source', 'JOB')))}   (makes the environment anew); then resume"
+        again = f"{relaunch(row)}   (makes the environment anew); then resume"
         raise LocalError(
             "E-CTL-009", f"the Python that run {run.run_id} was launched with is gone", where=lost,
             fix=f"orch resume {run.run_id} --code current   (with this orch and its Python)" if here else again,

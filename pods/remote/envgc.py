@@ -1,8 +1,9 @@
 """What nobody needs any more on this pod: environments, trees, wheels, uv, builds of Python, unfinished uploads.
 
-Kept whatever its age: what a run that has not ended refers to, what the keeper runs from, what is being built, what
-was used in the last hour. The rest goes when nobody has used it for as long as was asked; a run that ended counts as a
-use until it ended. A run whose files cannot be read has not ended. Called by `pods.remote.env` (`env.gc`).
+Kept whatever its age: what a run that has not ended, or was asked to resume, refers to, what the keeper runs from, what
+is being built, what was used in the last hour. The rest goes when nobody has used it for as long as was asked; a run
+that ended counts as a use until it ended. A run whose files cannot be read has not ended. Called by `pods.remote.env`
+(`env.gc`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pods.keeper.runs import pending_requests
 from pods.remote.envdir import EnvDir, size_of
 from workloads.contract.files import read_bytes_bounded, try_read_json
-from workloads.contract.rundir import OrchHome, RunDir
+from workloads.contract.rundir import OrchHome, RunDir, verb_of_request
 from workloads.contract.states import ENDED
 
 YOUNG_S = 3600.0
@@ -70,7 +72,7 @@ def uses_of(home: OrchHome) -> Uses:
     names = os.listdir(home.runs) if home.runs.is_dir() else []
     for run in (RunDir(home.runs / name) for name in names):
         status = try_read_json(run.status) or {}
-        if status.get("state") in ENDED:
+        if status.get("state") in ENDED and not pending_requests(run, "resume"):
             when = run.status.stat().st_mtime if run.status.exists() else time.time()
             ended.append((_text(run), when))
         else:
@@ -79,9 +81,18 @@ def uses_of(home: OrchHome) -> Uses:
 
 
 def _text(run: RunDir) -> str:
-    """All that run.json says, as it stands: a damaged one refers to whatever it names."""
+    """All that run.json and the requests to resume say, as it stands: a damaged file refers to whatever it names."""
+    return "\n".join(_read(path) for path in (run.run_json, *_resumes(run)))
+
+
+def _resumes(run: RunDir) -> list[Path]:
+    """What a run resumed with `--code current` runs from is named here and nowhere else."""
+    return _below(run.requests, lambda n: verb_of_request(n) == "resume")
+
+
+def _read(path: Path) -> str:
     try:
-        return read_bytes_bounded(run.run_json).decode(errors="replace")
+        return read_bytes_bounded(path).decode(errors="replace")
     except (OSError, ValueError):
         return ""
 

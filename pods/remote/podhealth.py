@@ -21,7 +21,8 @@ from pods.remote.cgroup import tightest
 from pods.remote.gpueye import GpuEye, shared
 from pods.remote.gpustate import GpuState
 from pods.remote.kernellog import KernelLog, uuids_by_bus
-from pods.remote.rankrecords import newest_attempt
+from pods.remote.rankrecords import newest_attempt, record, recorded_ranks
+from workloads.contract.process import boot_id
 from workloads.contract.rundir import RunDir
 
 LOOK_S = 3.0
@@ -168,9 +169,13 @@ class Xids:
 
 
 def _began(run: RunDir, attempt: int) -> float:
-    """The monotonic second an attempt was ordered at; what came before it is not its own."""
-    try:
-        order = min(p.stat().st_mtime for p in run.attempt_dir(attempt).glob("rank*.order.json"))
-    except (OSError, ValueError):
-        return time.monotonic() - CLOCK_SLACK_S
-    return time.monotonic() - max(0.0, time.time() - order) - CLOCK_SLACK_S
+    """The monotonic second at which the first shim of an attempt was started on this machine, or now; what came before
+    it is not the attempt's own. By the kernel's count of time since the boot, which no step of the clock moves."""
+    boot, now = boot_id(), time.monotonic()
+    rows = (record(run, attempt, rank) for rank in recorded_ranks(run, attempt))
+    starts = [row.get("shim_start_time") for row in rows if row.get("boot_id") == boot]
+    ticks = min((start for start in starts if type(start) is int), default=None)
+    if ticks is None:
+        return now - CLOCK_SLACK_S
+    asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - now
+    return min(now, ticks / os.sysconf("SC_CLK_TCK") - asleep_s) - CLOCK_SLACK_S

@@ -99,7 +99,8 @@ def config_of(run: RunDir, named: str | None) -> Written | None:
         return None
     start = (try_read_json(run.run_json) or {}).get("start")
     if isinstance(start, dict) and isinstance(start.get("checkpoint"), str):
-        candidates.append(Path(start["checkpoint"]))
+        began = Path(start["checkpoint"])
+        candidates += [run.start / began.name, began]
     for path in candidates:
         row = try_read_json(path / TRAINER_FILE) or {}
         config, step = row.get("config"), row.get("step")

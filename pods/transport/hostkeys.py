@@ -14,6 +14,7 @@ import binascii
 import fnmatch
 import hashlib
 import hmac
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,13 @@ def _names(field: str, name: str) -> bool:
     return found
 
 
+def _looked_up(address: str) -> str:
+    """`host:port` as known_hosts names it, for a shell."""
+    host, port = address.rsplit(":", 1)
+    bare = host.strip("[]")
+    return bare if port == "22" else shlex.quote(f"[{bare}]:{port}")
+
+
 def _named(*keys: str) -> str:
     return ", ".join(f"{fingerprint(key)} ({key.split()[0]})" for key in keys)
 
@@ -171,5 +179,6 @@ def changed_jump(pod: str, host: str, known: Sequence[str], seen: str) -> Refuse
 def revoked_key(pod: str, host: str, seen: str) -> RefusedError:
     return RefusedError(
         "E-SSH-015", f"the host key of {host} is marked @revoked in known_hosts (pod {pod})", where=host,
-        value=fingerprint(seen), fix=f"ssh-keygen -F {host.rsplit(':', 1)[0]}   (shows the line)",
+        value=fingerprint(seen),
+        fix=f"ssh-keygen -F {_looked_up(host)}   (shows the line; do not go on: somebody else may have that key)",
     )  # fmt: skip

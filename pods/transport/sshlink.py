@@ -80,7 +80,8 @@ def fetch_host_keys(
     """The key of each hop in order, the pod's last. Nothing is shown to the pod, and to a hop on the way only after its
     key was found pinned or in known_hosts, or `confirm` said yes to it; else RefusedError (E-SSH-013).
 
-    `known` of the pod's own key says whether known_hosts has it.
+    `known` of the pod's own key says whether known_hosts has it; one that is marked @revoked there is refused
+    (E-SSH-015), however it was confirmed.
     """
     assert spec.ssh is not None
     hops = resolve(spec.ssh, identity=spec.identity, config_file=config_file)
@@ -93,6 +94,8 @@ def fetch_host_keys(
         link.close()
     last = hops[-1]
     known = hostkeys.known_keys(last.known_hosts, last.host, last.port, last.key_alias)
+    if seen[-1].key in known.revoked:
+        raise hostkeys.revoked_key(name, last.address, seen[-1].key)
     seen[-1] = HostKey(seen[-1].host, seen[-1].key, seen[-1].key in known.keys)
     return seen
 

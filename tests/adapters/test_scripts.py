@@ -14,6 +14,7 @@ import pytest
 from tests.adapters.conftest import SCRIPTS, STEPS, WAIT_S, Make, halt, losses, rows, story
 from tests.supervisor.direct import Desk
 from tests.supervisor.runs import request
+from tests.train.harness import make_run, rank_env
 from workloads.contract.beats import BeatReader
 from workloads.contract.files import read_json
 from workloads.contract.manifest import committed, verify
@@ -152,6 +153,52 @@ def test_a_script_with_the_trainer_of_transformers(make: Make) -> None:
     go_on(desk)
     check_equal(desk, unbroken, stopped, STEPS)
     assert (Path(desk.gang.spec.cwd) / "trainer_output" / f"checkpoint-{stopped}").is_dir()  # as the Trainer saves it
+
+
+def test_what_the_trainer_of_transformers_writes_again_and_tells_seldom(make: Make) -> None:
+    """A checkpoint that is kept is not the file that the Trainer writes; tokens/s are those of one step."""
+    desk = make("with_trainer_orch.py", "20", "10", name="seldom")
+    desk.until("succeeded", timeout_s=WAIT_S)
+    kept = desk.run.checkpoint(20)
+    assert verify(kept, run_id=desk.run.run_id) == []
+    theirs = Path(desk.gang.spec.cwd) / "trainer_output" / "checkpoint-20"
+    for path in theirs.iterdir():
+        path.write_bytes(path.read_bytes()[::-1])  # in its place, as torch.save does when the step is saved again
+    assert verify(kept, run_id=desk.run.run_id) == []
+
+    header, *lines = (row.split(",") for row in desk.run.training_csv.read_text().splitlines())
+    cells = [dict(zip(header, map(float, line), strict=True)) for line in lines]
+    assert [row["step"] for row in cells] == [10, 20]
+    assert [row["toks_per_s"] * row["step_time_s"] for row in cells] == pytest.approx([8 * 32] * 2)
+
+
+FULL = """
+import resource
+import torch
+from accelerate import Accelerator
+from workloads.adapters.accelerate import AccelerateRun
+
+accelerator = Accelerator(cpu=True)
+model = torch.nn.Linear(300, 300)
+model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+run = AccelerateRun(accelerator)
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for the full disk
+assert run.save(1) is None
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+assert run.save(2) is not None
+"""
+
+
+def test_a_full_disk_does_not_end_a_training_with_accelerate(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    env = rank_env(run, 0, 1, 1, 29500)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: checkpoint of step 1 was not saved" in done.stderr and "File too large" in done.stderr
+    assert verify(run.checkpoint(2), run_id=run.run_id) == []
 
 
 @pytest.mark.parametrize("script", ["plain_orch.py"])

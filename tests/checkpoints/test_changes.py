@@ -4,13 +4,16 @@ that begin with another run's checkpoint."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pods.remote.startfrom import find
 from tests.checkpoints.killer import NEWEST, OLD, flip
@@ -19,7 +22,7 @@ from tests.cli.conftest import Orch as Command
 from tests.supervisor.direct import Desk
 from tests.supervisor.runs import make_run as make_submitted
 from tests.supervisor.runs import request
-from tests.train.harness import exactness, ledger, train
+from tests.train.harness import TINY, exactness, launch_ranks, ledger, merged, train
 from tests.train.harness import make_run as make_training
 from workloads.contract.allowed import is_allowable
 from workloads.contract.config.bound import bound_fields, refuse_changes
@@ -27,6 +30,10 @@ from workloads.contract.config.job import JobSpec
 from workloads.contract.errors import IntegrityError, SpecError
 from workloads.contract.files import read_json
 from workloads.contract.rundir import OrchHome, RunDir
+from workloads.models.decoder import Decoder
+from workloads.runtime.agreement import Agreement
+from workloads.runtime.state import TorchState
+from workloads.train.optim import make_optimizer
 
 OTHER = "other-20260101T000000Z-beef"
 
@@ -70,10 +77,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-def beginning_with(root: Path, checkpoint: Path, allow: list[str], **job: Any) -> RunDir:
-    run = make_training(root, {**JOB, **job})
+def beginning_with(root: Path, where: Path, allow: list[str], **job: Any) -> RunDir:
+    run = make_training(root, merged(JOB, job))
     row = read_json(run.run_json)
-    run.run_json.write_text(json.dumps({**row, "start": {"checkpoint": str(checkpoint), "allow": allow}}))
+    run.run_json.write_text(json.dumps({**row, "start": {"checkpoint": str(where), "allow": allow}}))
     other = RunDir(root / OTHER)
     run.path.rename(other.path)
     return other
@@ -131,6 +138,95 @@ def test_a_run_does_not_begin_with_what_is_damaged_or_of_another_shape(tmp_path:
     assert train(run, world=1) == [77] and "error[E-TRAIN-010]" in run.rank_log(0).read_text()
     run = beginning_with(tmp_path / "shape", unbroken.checkpoint(10), ["all"], model={"dim": 64})
     assert train(run, world=1) == [77] and "error[E-TRAIN-011]" in run.rank_log(0).read_text()
+
+
+def optimizing(**settings: Any) -> tuple[TorchState, torch.optim.AdamW]:
+    """A model and its optimizer as the trainer makes them, and the rank's state of both."""
+    job = JobSpec.model_validate_json(json.dumps({"name": "a", "model": TINY["model"], "train": settings}))
+    torch.manual_seed(1)
+    model = Decoder(job.model, 256)
+    optimizer = make_optimizer(model, job.train)
+    return TorchState(0, Agreement(), model, optimizer), optimizer
+
+
+def step_of(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """The first weights after an update with gradients of nothing but ones."""
+    for group in optimizer.param_groups:
+        for weights in group["params"]:
+            weights.grad = torch.ones_like(weights)
+    optimizer.step()
+    first: torch.Tensor = optimizer.param_groups[0]["params"][0]
+    return first.detach().clone()
+
+
+def test_a_checkpoint_does_not_bring_back_the_settings_that_were_changed(tmp_path: Path) -> None:
+    old: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
+    saved, optimizer = optimizing(**old)
+    step_of(optimizer)
+    saved.write(tmp_path)
+    weights = []
+    for changed in ({}, {"weight_decay": 0.01}, {"betas": [0.8, 0.99]}, {"eps": 0.5}):
+        state, optimizer = optimizing(**{**old, **changed})
+        state.read(tmp_path)
+        job = {**old, **changed}
+        told = [(g["weight_decay"], list(g["betas"]), g["eps"]) for g in optimizer.param_groups]
+        assert told == [(decay, job["betas"], job["eps"]) for decay in (job["weight_decay"], 0.0)]
+        weights.append(step_of(optimizer))
+    assert all(not torch.equal(weights[0], other) for other in weights[1:])  # and they are used
+
+
+ENDS_AT_15 = """
+import os, sys
+from workloads.train import loop
+from workloads.train.__main__ import main
+
+update = loop.update
+
+def ended(model, optimizer, train, step):
+    if step == 15:
+        os._exit(9)
+    return update(model, optimizer, train, step)
+
+loop.update = ended
+sys.exit(main())
+"""
+
+
+def test_a_run_keeps_the_checkpoint_that_it_began_with(tmp_path: Path, unbroken: RunDir) -> None:
+    """The other run goes on and removes it; this one ends before it has a checkpoint of its own."""
+    source = RunDir(tmp_path / "source")
+    shutil.copytree(unbroken.checkpoints, source.checkpoints)
+    run = beginning_with(tmp_path, source.checkpoint(10), [], checkpoint={"every_steps": 100})
+    with launch_ranks(run, world=1, argv=[sys.executable, "-c", ENDS_AT_15]) as ranks:
+        assert ranks.wait() == [9], ranks.story()
+    assert [p.name for p in run.start.iterdir()] == ["step_00000010"] and not run.staged_start.exists()
+    shutil.rmtree(source.checkpoint(10))
+    assert train(run, world=1, attempt=2) == [0]
+    assert exactness(run) == exactness(unbroken)[10:]
+    (told,) = history(run, 20)
+    assert (told["from_run"], told["checkpoint"]) == (unbroken.run_id, str(source.checkpoint(10)))
+    assert train(run, world=1, attempt=3) == [0] and not run.start.exists()
+
+
+def test_a_checkpoint_that_the_other_run_removed_is_told_as_that(tmp_path: Path, unbroken: RunDir) -> None:
+    run = beginning_with(tmp_path, unbroken.checkpoint(7), [])
+    assert train(run, world=1) == [77]
+    log = run.rank_log(0).read_text()
+    assert "error[E-TRAIN-010]" in log and "is not there any more" in log and "step_00000020, step_00000015" in log
+    assert f"--resume {unbroken.path}" in log
+
+
+@pytest.mark.long
+def test_a_checkpoint_on_another_disk_is_read_where_it_lies(tmp_path: Path, unbroken: RunDir) -> None:
+    if os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no other disk")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        there = Path(folder) / "step_00000010"
+        shutil.copytree(unbroken.checkpoint(10), there)
+        run = beginning_with(tmp_path, there, [])
+        assert train(run, world=1) == [0]
+    assert exactness(run) == exactness(unbroken)[10:]
+    assert not run.start.exists() and not run.staged_start.exists()
 
 
 # --- what a pod finds

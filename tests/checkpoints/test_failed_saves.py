@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.disks import Unavailable, ext4, fill, mounted, sh, shut_down, tmpfs
+from tests.checkpoints.disks import Unavailable, ext4, fill, mounted, need, sh, shut_down, tmpfs
 from tests.checkpoints.killer import NEW, NEWEST, OLD, flip
 from tests.checkpoints.saver import FileState, checkpointer, leftovers, make_run, save, verified
 from tests.train.harness import launch_ranks
@@ -23,6 +24,7 @@ from workloads.contract.rundir import RunDir
 from workloads.contract.trouble import Word, read_troubles
 from workloads.runtime import checkpoint
 from workloads.runtime.checkpoint import Checkpointer
+from workloads.runtime.rows import RowFile
 from workloads.train.resume import choose
 
 MIB = 1 << 20
@@ -201,6 +203,52 @@ def test_a_disk_that_fails(tmp_path: Path, disks: ExitStack, capsys: pytest.Capt
     disks.enter_context(mounted(run.checkpoints, "-o", "loop", str(again)))
     assert choose(checkpointer(run, 2)) == run.checkpoint(NEWEST)
     assert verified(run) == [NEWEST, OLD] and leftovers(run) == []
+
+
+@pytest.mark.lab
+def test_rows_on_a_disk_that_fails_do_not_end_the_training(
+    tmp_path: Path, disks: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        place = disks.enter_context(ext4(tmp_path / "image", tmp_path / "disk"))
+        rows = RowFile(place / "training.csv", b"step,loss\n")
+        rows.write(b"1,2.0\n")
+        shut_down(place)
+    except Unavailable as e:
+        pytest.skip(str(e))
+    for line in (b"2,1.9\n", b"3,1.8\n"):
+        rows.write(line)
+    assert capsys.readouterr().err.count("Input/output error; lines wait in memory") == 1
+    with pytest.raises(OSError, match="2 lines are not written"):
+        rows.sync()
+
+
+@pytest.mark.lab
+def test_a_torn_row_that_cannot_be_cut_is_cut_before_the_next(
+    tmp_path: Path, disks: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that may only grow refuses to be cut; a limit of its size stands for the full disk."""
+    path = tmp_path / "training.csv"
+    rows = RowFile(path, b"step,loss\n")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        need("chattr")
+        sh("chattr", "+a", str(path))
+        disks.callback(sh, "chattr", "-a", str(path))
+    except Unavailable as e:
+        pytest.skip(str(e))
+    for line in (b"1,2.0\n", b"2,1.9\n"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (13, old[1]))
+        try:
+            rows.write(line)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert path.read_bytes() == b"step,loss\n1,2"
+    assert capsys.readouterr().err.count("File too large; lines wait in memory") == 1
+    disks.close()
+    rows.write(b"3,1.8\n")
+    rows.sync()
+    assert path.read_bytes() == b"step,loss\n1,2.0\n2,1.9\n3,1.8\n"
 
 
 TRAINING = {

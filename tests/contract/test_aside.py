@@ -110,6 +110,30 @@ def test_the_supervisor_reads_what_waits_and_each_beat_once(run: RunDir) -> None
     beats.close()
 
 
+def test_the_next_program_of_a_rank_is_heard_after_one_whose_beats_waited(run: RunDir) -> None:
+    """It counts from 0 again: `a.py; b.py` is one attempt."""
+    eye = RankEye(run, 0, "local")
+    first = Heartbeat(env_of(run))
+    for _ in range(5):
+        first.phase("loading")
+    first._drop_writer()
+    hidden = run.path.with_name("away")
+    run.path.rename(hidden)
+    first.phase("compiling")
+    eye.look(1)
+    assert [b.seq for b in eye.facts().beats] == [6]
+    hidden.rename(run.path)
+    first.close()
+    second = Heartbeat(env_of(run))  # it moves back what waits
+    second.phase("evaluating")
+    eye.look(1)
+    assert [(b.seq, b.msg.value) for b in eye.facts().beats] == [
+        *((0, "starting"), *((n, "loading") for n in range(1, 6))),
+        *((0, "starting"), (1, "evaluating")),
+    ]
+    second.close()
+
+
 def test_what_waits_is_bounded_and_keeps_the_newest(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "MAX_ASIDE_BYTES", 4000)
     for i in range(1000):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.contract.rundir import OrchHome, RunDir, make_run_id, run_name_of, step_of_checkpoint
+from workloads.contract.rundir import OrchHome, RunDir, make_run_id, run_name_of, step_of_checkpoint, verb_of_request
 from workloads.contract.states import ENDED, RESUMABLE, TRANSITIONS, RunState
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,18 @@ def test_checkpoint_names() -> None:
     assert step_of_checkpoint(run.checkpoint(120).name) == 120
     assert step_of_checkpoint(run.staged_checkpoint(120, 1).name) is None
     assert step_of_checkpoint("step_1") is None
+
+
+def test_requests_are_told_from_answers_and_from_what_others_leave() -> None:
+    request = RunDir(Path("/r")).request("resume", "1f3a9c02")
+    assert verb_of_request(request.name) == "resume"
+    stem = request.name.removesuffix(".json")
+    assert verb_of_request("20261121T093000Z-dump-a1e900.json") == "dump"
+    for name in (
+        RunDir.ack_of(request).name, f"{stem} (conflicted copy).json", f"{request.name}.tmp.77", f"{stem}\n.json",
+        f"{stem}.ack (1).json", "notes-resume-1.json", "",
+    ):  # fmt: skip
+        assert verb_of_request(name) is None, name
 
 
 def test_one_module_spells_the_file_names() -> None:

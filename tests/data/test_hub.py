@@ -8,19 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.corpora import feeds, run, spec, write_jsonl
 from tests.data.hubserver import COMMIT, OTHER, REPO, Hub, serving, write_repository
 from tests.train.harness import RUN_ID, ledger, make_run, rank_env, train
 from workloads.contract.beats import BeatReader
-from workloads.contract.config.job import DataSpec
+from workloads.contract.config.job import DataSpec, TrainSpec
 from workloads.contract.errors import SpecError
 from workloads.contract.files import read_json
 from workloads.data.blocks import SourceGone
+from workloads.data.feeds import open_feed
 from workloads.data.stream import FeedState
 from workloads.runtime.agreement import Agreement
 from workloads.runtime.rankenv import RankEnv
+from workloads.runtime.shards import ShardStates, read_shards
 from workloads.train.pin import pinned
 
 STEPS = 12
@@ -107,6 +110,36 @@ def test_fallbacks_only_as_the_job_allows_and_loud(hub: Hub, tmp_path: Path, cap
     again = run(asked, 5, 2, FeedState(state.samples, json_shards(state)))[0]
     unbroken = run(spec("parquet", hub.root / "sample" / "10BT"), taken + 5)[0]
     assert again == unbroken[taken:]
+
+
+def through_files(folder: Path, states: list[FeedState]) -> FeedState:
+    """As a checkpoint of these ranks gives them to a resume."""
+    folder.mkdir()
+    for rank, state in enumerate(states):
+        shards = ShardStates(rank)
+        shards.now = state.shards
+        shards.write(folder)
+    return FeedState(states[0].samples, read_shards(folder))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_rank_that_falls_back_leaves_what_another_reads_alone(hub: Hub, tmp_path: Path, begun: bool) -> None:
+    """begun: both ranks read the hub before; else the second never did."""
+    asked = data(read_tries=1, fallback=["synthetic"])
+    train = TrainSpec(global_batch=16)
+    joined = run(asked, 3, 2)[1] if begun else FeedState()
+    reader = open_feed(asked, train, rank=0, world_size=2)
+    first = reader.batch(joined)
+    hub.always = "500"
+    batches = [first, open_feed(asked, train, rank=1, world_size=2).batch(joined)]
+    assert [b.source for b in batches] == ["hub", "synthetic"]
+    hub.always = ""
+    resumed = through_files(tmp_path / "resumed", [b.state for b in batches])
+    assert {v: at for v, at in resumed.shards.items() if v % 2 == 0} == first.state.shards
+    assert {v: at for v, at in resumed.shards.items() if v % 2} == {v: joined.shards.get(v, {}) for v in (1, 3, 5, 7)}
+    again = [feed.batch(resumed) for feed in feeds(asked, 2)]
+    assert [b.source for b in again] == ["hub", "hub"]
+    assert np.array_equal(again[0].x_BT, reader.batch(first.state).x_BT)
 
 
 def json_shards(state: FeedState) -> dict[int, Any]:

@@ -106,6 +106,18 @@ def test_ranks_that_do_not_divide_are_refused(
     assert e.value.code == "E-DATA-008"
 
 
+def test_ranks_that_do_not_divide_what_was_trained_on_are_refused_and_those_that_do_are_named(
+    corpus: tuple[str, Path],
+) -> None:
+    _, state = run(spec(*corpus), 5, 1, global_batch=6)
+    assert state.samples == 30
+    with pytest.raises(SpecError, match="30 samples") as e:
+        run(spec(*corpus), 1, 4, state, global_batch=8)
+    assert e.value.code == "E-DATA-017"
+    assert str(e.value.expected).endswith("ranks: 1, 2") and str(e.value.fix).startswith("resources.ranks: 2 ")
+    assert run(spec(*corpus), 9, 1, state, global_batch=8)[0] == run(spec(*corpus), 9, 2, state, global_batch=8)[0]
+
+
 def test_a_changed_corpus_has_another_fingerprint(tmp_path: Path) -> None:
     folder = write_jsonl(tmp_path / "a")
     before = feeds(spec("jsonl", folder))[0].fingerprint

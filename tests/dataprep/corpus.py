@@ -54,9 +54,9 @@ def make(
     return prepare(Asked(data, out, workers, max_tokens), tell, stop)
 
 
-def start(data: DataSpec, out: Path, script: Path, *, workers: int = 2) -> subprocess.Popen[str]:
-    """A line of its standard output is the tokens so far."""
-    script.write_text(SCRIPT)
+def start(data: DataSpec, out: Path, script: Path, *, workers: int = 2, before: str = "") -> subprocess.Popen[str]:
+    """A line of its standard output is the tokens so far. before: Python that runs first."""
+    script.write_text(before + SCRIPT)
     told = {"data": data.model_dump(), "out": str(out), "workers": workers, "max_tokens": None}
     return subprocess.Popen(
         [sys.executable, str(script), json.dumps(told)], cwd=Path(origins.__file__).parents[2],

@@ -129,6 +129,39 @@ def test_killed_between_the_index_and_its_name(text: Path, shards: Path, tmp_pat
     assert bytes_of(tmp_path / "out") == bytes_of(shards)
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+
+def hook(event, args, left=[{left}]):
+    written = any(Path({root!r}, name, "index.json").exists() for name in (".tmp_out", "out"))
+    if written and event in ("os.remove", "os.rename"):
+        if not left[0]:
+            os.kill(os.getpid(), 9)
+        left[0] -= 1
+
+if __name__ == "__main__":
+    sys.addaudithook(hook)
+"""
+
+
+def test_killed_before_any_of_the_last_moves_nothing_is_made_again(tmp_path: Path) -> None:
+    data = spec(text_folder(tmp_path / "text", files=2, words=100))
+    make(data, tmp_path / "whole")
+    for left in range(30):
+        root = tmp_path / str(left)
+        root.mkdir()
+        with start(data, root / "out", root / "prepare.py", before=KILLED.format(left=left, root=str(root))) as process:
+            told = process.communicate(timeout=600)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, told
+        assert make(data, root / "out").workers == 0, left
+        assert bytes_of(root / "out") == bytes_of(tmp_path / "whole"), left
+        assert not (root / ".tmp_out").exists()
+    assert 3 < left < 29  # a part's row, the folder's name, and what goes with it
+
+
 def test_a_stop_keeps_the_parts_that_are_done(text: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         make(spec(text), tmp_path / "out", workers=1, stop=lambda: bool(list(tmp_path.glob(".tmp_out/*.json"))[1:]))

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from pods.environment.collect import collect_garbage
+from pods.remote import control
 from tests.environment.conftest import Bench, spec_of
-from workloads.contract.rundir import OrchHome
+from workloads.contract.files import atomic_write_json
+from workloads.contract.records import Ack, as_wire
+from workloads.contract.rundir import OrchHome, RunDir
 
 DAY = 86400.0
 
@@ -94,6 +97,31 @@ def test_nothing_of_the_last_hour_and_nothing_that_lives(bench: Bench, there: Or
     assert {"0" * 16, "e" * 16, "b" * 16}.isdisjoint(names(rows)), "young; named by a torn record; of a staged run"
     assert "y" * 16 not in names(rows), "the keeper runs from it"
     assert {"c" * 16, "d" * 16, "f" * 16} <= names(rows)
+
+
+def resumed(run: RunDir, tree: Path, *, ok: bool | None) -> None:
+    """`orch resume --code current` of an ended run; `ok`: its answer, None while there is none."""
+    request = control.resume(run, who="ada", why="", tree=tree)
+    if ok is not None:
+        atomic_write_json(run.ack_of(request), as_wire(Ack(ok, "supervisor", time.time())))
+
+
+def test_the_code_that_a_run_was_resumed_with_stays(bench: Bench, there: OrchHome) -> None:
+    """Only the request to resume names it: run.json still says with what the run was launched."""
+    lives, waits = there.run("ended-lately-20260101T000000Z-0000"), there.run("ended-long-ago-20260101T000000Z-0000")
+    resumed(lives, there.tree("x" * 16), ok=True)
+    lives.status.write_text(json.dumps({"state": "running"}))
+    waits.status.write_text(json.dumps({"state": "failed"}))
+    resumed(waits, there.tree("y" * 16), ok=None)
+    old(waits.status, 45)
+    rows, _ = collect_garbage(bench.pod, 30 * DAY, dry_run=False)
+    assert there.tree("x" * 16).is_dir(), "a living run goes on from it"
+    assert there.tree("y" * 16).is_dir(), "a run that was asked to resume will go on from it"
+    assert {"d" * 16, "w" * 16}.isdisjoint(names(rows)), "what that run was launched with"
+    [request] = waits.requests.iterdir()
+    atomic_write_json(waits.ack_of(request), as_wire(Ack(False, "keeper", time.time(), "refused")))
+    rows, _ = collect_garbage(bench.pod, 30 * DAY, dry_run=False)
+    assert {"d" * 16, "w" * 16, "y" * 16} <= names(rows), "refused: it ended long ago"
 
 
 def test_what_is_being_built_stays(bench: Bench, there: OrchHome) -> None:

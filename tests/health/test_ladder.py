@@ -108,6 +108,26 @@ def test_a_sharper_rung_follows_when_the_first_ended_nothing() -> None:
     assert rungs(news_of(bed), Rule.NO_STEP) == [NOTE, DUMP, HALT, Rung.KILL]
 
 
+def test_a_rank_that_went_on_in_time_is_ended_when_it_hangs_again() -> None:
+    """The end of a run waits for the dump; a step that comes meanwhile takes it back."""
+    bed = hang(200)
+    assert rungs(news_of(bed), Rule.NO_STEP) == [NOTE, DUMP, RESTART]
+    bed.frozen = set()
+    assert cleared(bed.run(600)) == [Rule.NO_STEP]
+    bed.frozen = {0}
+    assert rungs(bed.run(1000), Rule.NO_STEP) == [NOTE, DUMP, RESTART]
+
+
+def test_what_was_left_to_an_end_that_did_not_come_is_done_by_the_next() -> None:
+    bed = Bedside(ranks=2, spec=spec_of(rules={"behind": {"limit": 180, "ladder": ["dump", "restart"]}}))
+    bed.run(60)
+    bed.frozen = {0}
+    assert [a.finding.rule for a in sharp(bed.run(230))] == [Rule.NO_STEP]
+    assert rungs(news_of(bed), Rule.BEHIND) == [NOTE, DUMP]
+    bed.frozen = set()
+    assert [a.finding.rule for a in sharp(bed.run(60))] == [Rule.BEHIND]
+
+
 def test_a_rule_that_comes_and_goes_is_told_twenty_times_an_hour() -> None:
     bed = Bedside()
     bed.run(10)

@@ -205,6 +205,27 @@ def test_a_key_in_known_hosts_that_differs_is_shown(
     assert shell.end() == 5
 
 
+def test_a_revoked_key_is_never_pinned(orch: Orch, make_sshd: MakeSshd, person: Path, home: OrchHome) -> None:
+    """Neither by `import`, which takes what known_hosts has, nor by a fingerprint that was typed."""
+    sshd, pinned = make_sshd("one"), make_sshd("two")
+    config = f"Host box\n HostName 127.0.0.1\n Port {sshd.port}\n User {sshd.user}\n IdentityFile {sshd.identity}\n"
+    (person / ".ssh" / "config").write_text(config)
+    line = f"[127.0.0.1]:{sshd.port} {sshd.host_key}\n"
+    (person / ".ssh" / "known_hosts").write_text(f"{line}@revoked {line}")
+    assert add(orch, "mine", pinned).code == 0
+    listed = home.inventory.read_text()
+    home.inventory.write_text(listed.replace(str(pinned.port), str(sshd.port)))  # the machine was rebuilt with that key
+    before = home.inventory.read_text()
+    told = ("--fingerprint", fingerprint(sshd.host_key))
+    for words in (("import", "box"), ("import", "box", *told), ("repin", "mine", *told)):
+        ran = orch("pods", *words)
+        assert ran.code == 5 and "E-SSH-015" in ran.err and fingerprint(sshd.host_key) in ran.err, words
+    assert orch("pods", "forget", "mine").code == 0
+    assert add(orch, "box", sshd).code == 5
+    assert list(load_inventory(home).pods) == ["local"] and sshd.host_key not in before
+    assert "publickey" not in sshd.log.read_text()
+
+
 @pytest.mark.long
 def test_forget_names_the_runs(orch: Orch, sshd: Sshd, home: OrchHome) -> None:
     assert add(orch, "box", sshd).code == 0

@@ -89,6 +89,16 @@ def test_an_ended_run_is_resumed_once(run: RunDir, home: OrchHome, state: str) -
     assert control.resume(run, who="ada", why="and again") != request
 
 
+def test_a_copy_that_a_sync_tool_left_is_not_the_same_request(run: RunDir, home: OrchHome) -> None:
+    Path(str(content(run.run_json)["tree"])).mkdir(parents=True)
+    set_state(run, "halted")
+    first = control.resume(run, who="ada", why="again")
+    atomic_write_json(run.ack_of(first), as_wire(Ack(True, "supervisor", time.time())))
+    copy = first.with_name(f"{first.stem} (conflicted copy).json")
+    copy.write_bytes(first.read_bytes())
+    assert control.resume(run, who="ada", why="and again") not in (first, copy)
+
+
 @pytest.mark.parametrize("state", [None, "queued", "running", "halting", "succeeded"])
 def test_what_has_not_ended_or_succeeded_is_not_resumed(run: RunDir, state: str | None) -> None:
     if state:

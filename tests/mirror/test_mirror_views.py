@@ -20,6 +20,7 @@ from orchestrator.runs.source import FarSource, fetch, resolve, wait_ack
 from orchestrator.runs.waiting import Live
 from pods.pod import FarPod
 from pods.transport.local import LocalTransport
+from tests.cli.conftest import Orch
 from tests.mirror.conftest import Far
 from tests.mirror.liar import liar, sync_of
 from workloads.contract.errors import ConflictError, RemoteError, UnreachableError
@@ -235,6 +236,29 @@ def test_secrets_are_hidden_from_what_is_shown(far, monkeypatch):
     assert render.redacted(document) == {
         "runs": [{"reason": "bad [secret HF_TOKEN]", "step": 3, "loss": None, "pods": ["a"]}]
     }
+
+
+@pytest.mark.parametrize("verb", ["status", "why"])
+def test_secrets_are_hidden_from_what_the_copy_shows(far, verb, tmp_path):
+    """The real command; the pod is not asked, so the value is what a launch from here would take."""
+    canary = "hf_canary_123456"
+    made = far.make()
+    made.run.run_json.write_text(
+        json.dumps(json.loads(made.run.run_json.read_text()) | {"job": {"secrets": ["HF_TOKEN"]}})
+    )
+    made.log(0, f"HTTPError: 401 token={canary}\n".encode())
+    for rank in (0, 1):
+        made.record(rank, ended=time.time(), exit_code=1)
+    made.event(0, "rank-exit", "rank 0 ended with exit code 1", data={"rank": 0, "exit_code": 1, "lines": [canary]})
+    made.status("failed", f"rank 0: bad token {canary}")
+    fetch(far.source(made.run))
+    far.home.secrets.write_text(f"HF_TOKEN: {canary}\n")
+    far.home.secrets.chmod(0o600)
+    orch = Orch(far.home, tmp_path)
+    for more in ((), ("--json",)):
+        ran = orch(verb, made.run.run_id, "--cached", *more)
+        assert "[secret HF_TOKEN]" in ran.out and canary not in ran.out + ran.err, ran.out
+    orch.close()
 
 
 def test_a_pods_asleep_words_are_bounded(far):

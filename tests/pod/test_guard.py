@@ -29,7 +29,7 @@ from workloads.contract.config.health import GuardSpec, HealthSpec
 from workloads.contract.files import atomic_write_json, try_read_json
 from workloads.contract.haltfile import Halt, read_halt
 from workloads.contract.health import Mode, Rule, Rung
-from workloads.contract.rundir import OrchHome
+from workloads.contract.rundir import OrchHome, RunDir
 
 SLEEPER = "import time\ndef hold():\n    print('up', flush=True)\n    while True: time.sleep(0.05)\nhold()"
 EATER = """
@@ -233,6 +233,35 @@ def test_killing_ends_the_rank_of_the_card_and_its_helpers_alone(
     assert (record["signal"], record["cause"]) == (signal.SIGKILL, "signalled") and not lab.marked()
     assert [line["did"] for line in lines(lab)] == ["dump, kill", "dumped"]
     assert lab.rank(1).alive() and not lab.run.halt.exists()
+
+
+@pytest.mark.parametrize("action", ["halt", "kill"])
+@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "ended"])
+def test_what_an_attempt_did_is_not_laid_to_the_next_one(
+    labs: list[Lab], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch, action: str, restarted: bool
+) -> None:
+    """The kernel ends the rank while its stacks are dumped: a `.HALT` now would halt the attempt that follows."""
+    lab, _ = labs
+    lab.python(SLEEPER, devices=[A])
+    lab.says(b"up")
+    dump = guard_module.dump_within
+
+    def dies_meanwhile(run: RunDir, why: str, timeout_s: float) -> str:
+        lab.rank().signal(signal.SIGKILL)
+        lab.ended()
+        if restarted:
+            run.attempt_dir(2).mkdir()
+        return dump(run, why, timeout_s)
+
+    monkeypatch.setattr(guard_module, "dump_within", dies_meanwhile)
+    desk = Desk([(lab, spec(gpu_limit_gb=100, action=action))])
+    gpus.say(gpu(A, 131_072), gpu(B, 131))
+    desk.look()
+    desk.close()
+    assert [line["did"] for line in lines(lab)] == [f"dump, {action}", "dumped", f"no {action}"]
+    over = "attempt 1 is over, and attempt 2 was begun" if restarted else "the ranks of attempt 1 ended"
+    assert lines(lab)[-1]["why"] == f"{over} meanwhile"
+    assert not lab.run.halt.exists() and not lab.run.anomaly_type.exists()
 
 
 def test_a_driver_that_hangs_or_a_lost_card_is_no_breach(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.supervisor import inbox
 from pods.keeper.runs import Runs, Submission, lock_is_held, pending_requests, tree_of
 from pods.keeper.troubles import Troubles
 from workloads.contract.files import atomic_write_json
@@ -109,6 +111,19 @@ def test_only_unanswered_requests_of_the_verb_wait(home: OrchHome) -> None:
     for path in (first, second, other, RunDir.ack_of(first)):
         atomic_write_json(path, {})
     assert pending_requests(run, "dump") == [second]
+
+
+def test_what_a_sync_tool_leaves_beside_a_request_is_none(home: OrchHome) -> None:
+    """What the supervisor does not take for a request nobody answers: it would hold the run up for ever."""
+    run = make_run(home, "halted")
+    home.tree("beef").mkdir(parents=True)
+    request = run.request("resume", "0001")
+    copy = request.with_name(f"{request.stem} (conflicted copy).json")
+    atomic_write_json(copy, {"verb": "resume", "args": {"code": "current", "tree": str(home.tree("beef"))}})
+    runs, _ = watch(home)
+    assert not runs.look(0.0)[0].needs_supervisor
+    assert pending_requests(run, "resume") == [] and inbox.pending(run, time.time() + 60.0) == ()
+    assert tree_of(home, run, {"tree": "/old"}) == "/old"
 
 
 def test_a_resume_with_todays_code_is_run_from_todays_tree(home: OrchHome) -> None:

@@ -27,7 +27,7 @@ from pods.remote.podhealth import PodProbe, Xids, writable
 from tests.lab.limits import V1, MemoryLimit
 from tests.lab.need import LabUnavailable
 from tests.pod.fakenvml import A, B, gpu, install
-from tests.pod.shimlab import ROOT
+from tests.pod.shimlab import ROOT, Lab
 from workloads.contract.rundir import RunDir
 
 
@@ -204,6 +204,28 @@ def test_xids_of_the_kernels_log_belong_to_a_card_and_an_attempt(
     assert set(xids.look(eye.look([A, B]).states).values()) == {()}
     wire.send(xid("0001:ca:00", 95))
     assert xids.look(states)[B] == (95,)
+
+
+def test_a_step_of_the_clock_gives_an_attempt_no_older_xids(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: tuple[socket.socket, KernelLog]
+) -> None:
+    """As seen by a supervisor that is started again behind the step."""
+    monkeypatch.setattr(podhealth, "CLOCK_SLACK_S", 0.1)
+    install(monkeypatch, tmp_path).say(gpu(A, bus="0000:18:00"))
+    lab, (wire, log) = Lab.make(tmp_path), kernel
+    try:
+        before = time.monotonic() - 300
+        lab.sh("sleep 600")
+        lab.rank()
+        since = time.monotonic()
+        time.sleep(0.3)
+        for path in lab.run.attempt_dir(1).iterdir():  # an hour ago, says a clock that was set forward by one
+            os.utime(path, (time.time() - 3600,) * 2)
+        wire.send(xid("0000:18:00", 48, before))
+        wire.send(xid("0000:18:00", 79, since))
+        assert Xids(lab.run, log).look(GpuEye().look([A]).states) == {A: (79,)}
+    finally:
+        lab.close()
 
 
 def test_the_kernels_own_log_can_be_read_or_tells_nothing() -> None:

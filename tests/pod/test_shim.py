@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pods.keeper.client import KeeperClient, running
 from pods.remote.reap import reap_lost
-from tests.pod.shimlab import Lab, until
+from tests.pod.shimlab import ROOT, Lab, until
+from workloads.contract.files import atomic_write_json
 from workloads.contract.process import ProcId, environ_of
+from workloads.contract.records import as_wire
+from workloads.contract.rundir import OrchHome
 
 ORPHAN = """
 import os, sys, time
@@ -132,6 +136,55 @@ def test_an_orphan_without_the_mark_is_swept_too(lab: Lab) -> None:
     lab.sh("env -i setsid sleep 60 & sleep 0.3; env -i sh -c 'sleep 61 & echo $!'")
     row = lab.ended()
     assert len(row["swept"]) == 2 and row["stayed"] == []
+
+
+LAUNCHER = """
+import signal, subprocess, sys, time
+from pathlib import Path
+from pods.keeper.client import ensure_keeper
+from workloads.contract.rundir import OrchHome
+home, order, tree, end = sys.argv[1:]
+print(subprocess.Popen(["env", "-i", "setsid", "sleep", "602"]).pid, flush=True)
+ensure_keeper(OrchHome(Path(home)), sys.executable, Path(tree)).spawn(Path(order))
+if end == "killed":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while end == "killed" or not Path(end).exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("end", ["done", "killed"])
+def test_a_keeper_that_a_rank_started_outlives_it_with_the_runs_it_keeps(lab: Lab, tmp_path: Path, end: str) -> None:
+    """`orch launch` in a rank: whoever has no better parent is adopted by the rank's shim."""
+    home = OrchHome(tmp_path / "home")
+    home.runs.mkdir(parents=True)
+    inner, go = Lab.make(home.runs), tmp_path / "go"
+    atomic_write_json(inner.run.run_json, {"v": 1, "cluster": "c1", "pods": [], "versions": {}, "tree": str(ROOT)})
+    atomic_write_json(inner.run.status, {"state": "succeeded"})  # nobody needs Ray for it
+    order = inner.order(["sh", "-c", "env -i sleep 601 & echo $!; exec sleep 600"])
+    path = inner.run.rank_order(1, 0)
+    atomic_write_json(path, as_wire(order))
+    argv = [sys.executable, "-c", LAUNCHER, str(home.path), str(path), str(ROOT), str(go) if end == "done" else end]
+    shim = lab.start(lab.order(argv))
+    left = list[ProcId]()
+    try:
+        until(lambda: inner.log().endswith(b"\n"), story=lambda: (lab.story(), inner.story()))
+        keeper, below, own = running(home), ProcId.of(int(inner.log())), ProcId.of(int(lab.log()))
+        assert keeper is not None and below is not None and own is not None
+        left = [ProcId(inner.record()["shim_pid"], inner.record()["shim_start_time"], keeper["boot_id"]), below]
+        if end == "done":
+            go.touch()
+        else:
+            shim.terminate()
+        row = lab.ended()
+        assert not own.alive() and row["stayed"] == [], "its own child bears no mark, and was swept"
+        assert running(home) == keeper and inner.rank().alive() and all(p.alive() for p in left)
+    finally:
+        if running(home) is not None:
+            KeeperClient(home).down()
+        for ident in left:
+            ident.signal(signal.SIGKILL)
+        inner.close()
 
 
 def test_kill_0_in_a_script_does_not_reach_the_shim(lab: Lab) -> None:

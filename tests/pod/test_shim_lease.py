@@ -84,6 +84,22 @@ def test_nothing_in_a_shared_directory_is_trusted(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["file", "foreign lock", "no device"])
+def test_a_lease_that_can_never_be_had_is_no_device_in_use(lab: Lab, kind: str) -> None:
+    """Else the run would go back to its queue and try again for ever."""
+    device, words = GPU, str(lab.leases)
+    if kind == "file":
+        lab.leases.write_text("")
+    elif kind == "foreign lock":
+        (lab.leases / f"{GPU}.lock").mkdir(parents=True)
+    else:
+        device, words = "not a device", "not the name of a device"
+    lab.sh("echo never", devices=[device])
+    row = lab.ended()
+    assert row["cause"] == "spawn-failed" and words in row["error"], row
+    assert "pid" not in row and lab.log() == b""
+
+
 def test_a_lock_file_that_was_removed_does_not_give_the_device_twice(tmp_path: Path) -> None:
     folder = tmp_path / "leases"
     held = lease(folder, [GPU], {"run": "first"})

@@ -209,3 +209,4 @@ def test_a_pod_that_never_has_enough_is_given_up(repo: Path, home: OrchHome, pod
     with pytest.raises(RemoteError, match="does not keep") as e:
         push_snapshot(liar, scan(repo, home))
     assert e.value.code == "E-CODE-031" and liar.received == 3
+    assert e.value.fix == "orch pods check liar"

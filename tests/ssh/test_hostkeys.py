@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_the_keys_of_a_host_are_fetched_without_logging_in(make_sshd: MakeSshd, 
     assert LOGIN not in sshd.log.read_text()
     (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {sshd.host_keys[1]}\n")
     assert fetch_host_keys("box", spec_of(sshd, host_key=None))[0].known
+
+
+@pytest.mark.parametrize("known_too", [False, True])
+def test_a_key_that_known_hosts_revokes_is_no_key_to_pin(known_too: bool, make_sshd: MakeSshd, home: Path) -> None:
+    """Also where another line has it as a good one: a mark `@revoked` outweighs that, as in ssh itself."""
+    sshd = make_sshd()
+    name, key = f"[127.0.0.1]:{sshd.port}", sshd.host_key
+    known_hosts = home / ".ssh/known_hosts"
+    known_hosts.write_text((f"{name} {key}\n" if known_too else "") + f"@revoked {name} {key}\n")
+    with pytest.raises(RefusedError) as caught:
+        fetch_host_keys("box", spec_of(sshd, host_key=None), confirm=lambda key: True)
+    e = caught.value
+    assert (e.code, e.value) == ("E-SSH-015", fingerprint(key)) and f"127.0.0.1:{sshd.port}" in e.what
+    look = shlex.split(str(e.fix).split("   (")[0])
+    shown = subprocess.run([*look, "-f", str(known_hosts)], capture_output=True, text=True, timeout=60)
+    assert "@revoked" in shown.stdout
+    assert LOGIN not in sshd.log.read_text()
 
 
 def test_known_hosts_hashed_by_ssh_keygen_patterns_and_marks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import pytest
 from orchestrator.runs.find import pick
 from orchestrator.runs.index import IndexRow
 from orchestrator.supervisor.seen import GangSeen, GangState
-from tests.supervisor.direct import Desk
+from tests.supervisor.direct import Desk, DirectGang
 from tests.supervisor.runs import make_run, request
 from workloads.contract.errors import UsageError
 from workloads.contract.files import read_json, try_read_json
@@ -118,6 +119,40 @@ def test_a_gained_step_makes_the_next_restart_the_first_again(make: Make) -> Non
     assert (status["step"], status["loss"], status["steps"]) == (40, 2.5, 50)
 
 
+def test_a_lease_folder_that_cannot_be_used_fails_the_run_and_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ORCH_LEASES", str(tmp_path / "file"))
+    monkeypatch.setattr(DirectGang, "devices", lambda self: {"local": ["GPU-aaa"]})
+    desk = make(SLEEP, gpus_per_rank=1)
+    desk.turn(lambda: desk.status.get("state") == "failed" or desk.status.get("attempt", 0) == 2)
+    told = str(desk.status["reason"])
+    assert told.startswith(f"rank 0 could not be started: devices cannot be leased in {tmp_path / 'file'}"), told
+    assert desk.status["state"] == "failed" and desk.status["attempt"] == 1
+
+
+def test_orders_that_cannot_be_written_are_waited_for_and_told(make: Make) -> None:
+    """As a full disk refuses them: nobody was asked to start anything, so that nothing failed to start."""
+    desk = make("print('up')")
+    order = desk.run.rank_order(1, 0)
+    order.mkdir(parents=True)  # the write in its place is refused
+    now = time.monotonic()
+    for _ in range(400):
+        now += 0.5
+        desk.engine.tick(now)
+    assert desk.status["state"] == "starting" and "spawn failed: [Errno 21]" in str(desk.status["reason"])
+    assert desk.gang.spawned == 0 and not desk.events("rank-exit")
+    order.rmdir()
+    deadline = time.monotonic() + 120
+    while desk.status["state"] != "succeeded":
+        assert time.monotonic() < deadline, desk.status
+        now += 0.5
+        desk.engine.tick(now)
+        time.sleep(0.05)
+    assert desk.status["attempt"] == 1 and desk.status["restarts"] == 0
+
+
 def test_halt_by_hand_then_resume(make: Make) -> None:
     desk = make(SLEEP, world=2)
     desk.until("running")
@@ -208,6 +243,19 @@ def test_a_resume_may_bring_other_code(make: Make) -> None:
     assert desk.run.rank_log(0).read_text() == "repaired\n"
 
 
+def test_a_resume_with_a_number_that_is_none_is_refused_and_holds_up_nothing(make: Make) -> None:
+    desk = make("import sys; sys.exit(3)")
+    desk.until("failed")
+    ask = desk.run.request("resume", "aaaa")
+    args = {"code": "run", "changes": {"train.lr": {"was": math.nan, "is": 1}}}
+    ask.write_text(json.dumps({"v": 1, "verb": "resume", "who": "ada", "ts": 1.0, "args": args}))
+    os.utime(ask, (1, 1))
+    desk.turn(lambda: RunDir.ack_of(ask).exists())
+    assert "not finite" in read_json(RunDir.ack_of(ask))["why"] and desk.status["state"] == "failed"
+    request(desk.run, "resume", "bbbb")
+    desk.until("failed", 2)
+
+
 def test_requests_that_cannot_be_carried_out_are_answered(make: Make) -> None:
     desk = make(SLEEP)
     desk.until("running")
@@ -215,12 +263,15 @@ def test_requests_that_cannot_be_carried_out_are_answered(make: Make) -> None:
     torn = desk.run.request("halt", "cccc")
     torn.write_bytes(b'{"v":1,"verb":')
     os.utime(torn, (1, 1))
+    odd = desk.run.request("halt", "eeee")
+    odd.write_text(json.dumps({"v": 1, "verb": "halt", "who": "ada", "ts": 1.0, "args": {"odd": [math.inf]}}))
+    os.utime(odd, (1, 1))
     link = desk.run.request("halt", "dddd")
     link.symlink_to("/etc/passwd")
     foreign = desk.run.requests / "notes.txt"
     foreign.write_text("hello")
     desk.engine.tick(1.0)
-    for ask in [*asks, torn, link]:
+    for ask in [*asks, torn, odd, link]:
         assert read_json(RunDir.ack_of(ask))["ok"] is False
     assert desk.status["state"] == "running"
 

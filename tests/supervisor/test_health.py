@@ -90,6 +90,37 @@ def test_a_stalled_rank_is_dumped_ended_and_goes_on_from_its_step(make: Make) ->
     assert next(b["step"] for b in steps if b["attempt"] == 2) == 7
 
 
+HANGS_TWICE = (
+    BEATER
+    + """
+if attempt > 1:
+    sys.exit(0)
+for n in range(8):
+    step(n)
+while not (run / 'go').exists():
+    time.sleep(0.02)
+step(8)
+wait_for_ever()
+"""
+)
+
+
+def test_a_rank_that_went_on_before_it_was_ended_is_ended_when_it_hangs_for_good(make: Make) -> None:
+    desk = make(HANGS_TWICE, health=STALL)
+    desk.gang.keeper = False  # the end waits for a dump that nobody makes
+    run_fast(desk, lambda: bool(found(desk, "restart")))
+    desk.speed = 0.0
+    (desk.run.path / "go").touch()
+    desk.turn(lambda: desk.engine._figures.step == 8)
+    desk.speed = FAST
+    desk.turn(lambda: bool(desk.events("health-clear")))
+    assert not desk.events("stop")
+    desk.turn(lambda: bool(desk.events("stop")), 60.0)
+    assert len(found(desk, "restart")) == 2
+    desk.speed = 1.0
+    desk.until("succeeded", 2)
+
+
 def test_a_frozen_rank_is_named_and_shown_in_the_status(make: Make) -> None:
     desk = make(BEATER + "step(1)\nwait_for_ever()", health={"rules": {"stopped": {"limit": 2.0}}})
     desk.until("running", 1)

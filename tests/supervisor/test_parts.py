@@ -185,6 +185,19 @@ def test_an_event_that_the_disk_took_in_part_is_written_again(tmp_path: Path) ->
     assert (after.memory.state, after.memory.attempt) == (RunState.STARTING, 1)
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, {1, 2}])
+def test_data_that_cannot_be_written_hold_up_nothing(tmp_path: Path, odd: object) -> None:
+    journal = Journal(RunDir(tmp_path))
+    journal.event("state", "resumed by ada", to="resuming", data={"who": "ada", "changes": {"lr": {"is": odd}}})
+    journal.event("note", "the next")
+    first, second = parse_events(journal.run.events.read_bytes())
+    assert (first.why, first.to, second.why) == ("resumed by ada", "resuming", "the next")
+    assert set(first.data) == {"unwritable"}
+    again = Journal(journal.run)
+    again.load()
+    assert again.memory == journal.memory, "what is remembered is what was written"
+
+
 def test_figures_alone_are_written_once_a_second(tmp_path: Path) -> None:
     journal, run = Journal(RunDir(tmp_path)), RunDir(tmp_path)
     for now, step in ((10.0, 1), (10.5, 2), (11.1, 3)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,82 @@ def test_a_nan_is_in_no_checkpoint_and_pushes_out_no_good_one(tmp_path: Path, sk
     assert skipped == list(range(skipped[0], len(ledger(run)) + 1))
     assert [p.name for p in run.checkpoints.iterdir()] == ["step_00000001"]
     assert verify(run.checkpoint(1), run_id=run.run_id) == []
+
+
+BAD_BATCHES = """
+import json, math, os, sys
+from workloads.train import loop
+from workloads.train.__main__ import main
+
+steps, told, update = json.loads(os.environ["TEST_BAD_STEPS"]), [0], loop.update
+accumulate = loop.accumulate
+
+def bad(model, optimizer, train, step):
+    for p in model.parameters() if step in steps else ():
+        p.grad.fill_(math.inf)
+    return update(model, optimizer, train, step)
+
+def worse(*args, **kwargs):
+    told[0] += 1
+    return accumulate(*args, **kwargs) * (math.nan if told[0] in steps else 1)
+
+loop.update = bad
+if "TEST_BAD_LOSS" in os.environ:
+    loop.accumulate = worse
+sys.exit(main())
+"""
+
+
+def with_bad_batches(run: RunDir, steps: list[int], world: int, **more: str) -> list[int]:
+    """One attempt whose gradients at these steps are infinite."""
+    argv, env = [sys.executable, "-c", BAD_BATCHES], {"TEST_BAD_STEPS": json.dumps(steps), **more}
+    with launch_ranks(run, world, argv=argv, env=env) as ranks:
+        return ranks.wait()
+
+
+@pytest.mark.parametrize(("bad", "world"), [([20], 2), ([18, 19, 20], 1)])
+def test_a_run_whose_last_steps_are_skipped_comes_to_its_end(tmp_path: Path, bad: list[int], world: int) -> None:
+    run = make_run(tmp_path)
+    assert with_bad_batches(run, bad, world) == [0] * world
+    assert [row["step"] for row in ledger(run) if row.get("skipped")] == bad
+    assert verify(run.checkpoint(20), run_id=run.run_id) == []
+    assert read_json(run.checkpoint(20) / "trainer.json")["samples"] == 20 * 8
+    assert "done: 20 steps" in run.rank_log(0).read_text()
+
+
+def test_a_last_step_whose_loss_is_no_number_is_not_saved(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert with_bad_batches(run, [20], 1, TEST_BAD_LOSS="1") == [1]
+    assert "no checkpoint of step 20: loss nan, grad_norm inf" in run.rank_log(0).read_text()
+    assert not run.checkpoint(20).exists() and verify(run.checkpoint(15), run_id=run.run_id) == []
+
+
+SLOW_VERIFICATION = """
+import sys, time
+from functools import partial
+from datetime import timedelta
+from workloads.runtime import newest
+from workloads.train import build, machine
+from workloads.train.__main__ import main
+
+look, join, reduction = newest._look, machine.dist.init_process_group, build.StepReduction
+
+def slow(checkpointer):
+    time.sleep(5)
+    return look(checkpointer)
+
+def patient(*args, **more):  # only what waits for the verification is to have the job's timeout
+    return join(*args, **{**more, "timeout": timedelta(seconds=600)})
+
+newest._look, machine.dist.init_process_group = slow, patient
+build.StepReduction = lambda lanes, device, timeout_s: reduction(lanes, device=device, timeout_s=600.0)
+sys.exit(main())
+"""
+
+
+def test_verifying_may_take_longer_than_a_collective_of_a_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"train": {"steps": 5}})
+    assert train(run) == [0, 0]
+    make_run(tmp_path, {"train": {"steps": 5}, "runtime": {"process_group_timeout_s": 1}})
+    with launch_ranks(run, attempt=2, argv=[sys.executable, "-c", SLOW_VERIFICATION]) as ranks:
+        assert ranks.wait() == [0, 0], ranks.story()

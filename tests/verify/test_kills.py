@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.runs.ledgers import first_difference, first_unlike, read_ledger
 from orchestrator.runs.source import LocalSource
-from orchestrator.runs.verifyresume import Kill, Made, lost_rows, plan_kills
+from orchestrator.runs.verifyresume import EQUAL, UNPROVEN, Kill, Made, compare, first_kill, lost_rows, plan_kills
 from tests.supervisor.direct import Desk
 from tests.supervisor.runs import make_run
 from tests.train.harness import TINY, merged
@@ -95,6 +95,22 @@ def trained(make: Make, plan: list[Kill], world: int = 1) -> tuple[RunDir, list[
     made = killed_along(desk, plan, 600)
     assert desk.status["state"] == "succeeded", desk.run.rank_log(0).read_text()[-3000:]
     return desk.run, made
+
+
+@pytest.mark.long
+def test_equal_is_said_only_where_a_checkpoint_was_loaded(make: Make) -> None:
+    """Killed before the first checkpoint, and at the first step of which `orch verify-resume` kills."""
+    unbroken, _ = trained(make, [])
+    one = LocalSource(OrchHome(unbroken.path.parents[1]), unbroken)
+    for step, verdict in ((2, UNPROVEN), (first_kill(7), EQUAL)):
+        plan = [Kill(step, (0,))]
+        run, made = trained(make, plan)
+        other = LocalSource(one.home, run)
+        found = compare(
+            one, other, (one.view(), other.view()), steps=200, world=1, pod="local", seed=0, kills=tuple(plan),
+            made=tuple(made),
+        )  # fmt: skip
+        assert (found.verdict, found.difference) == (verdict, None), found.lines()
 
 
 @pytest.mark.long

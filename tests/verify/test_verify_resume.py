@@ -9,15 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.verifyresume import short_job
 from orchestrator.runs.ledgers import Row
 from orchestrator.runs.source import LocalSource
-from orchestrator.runs.verifyresume import DIFFERENT, EQUAL, UNPROVEN, Kill, Made, Verified, compare, compare_moved
+from orchestrator.runs.verifyresume import (
+    DIFFERENT,
+    EQUAL,
+    UNPROVEN,
+    Kill,
+    Made,
+    Verified,
+    compare,
+    compare_moved,
+    first_kill,
+    plan_kills,
+)
 from tests.cli.conftest import Made as MadeRun
 from tests.cli.conftest import Orch as Command
 from tests.cli.conftest import make_run
 from tests.local.conftest import CPUS, Orch, make_orch
 from tests.local.test_train import SMALL
 from tests.verify.test_ledgers import STEPS, next_up, rows, wire
+from workloads.contract.errors import UsageError
 from workloads.contract.rundir import OrchHome
 
 
@@ -38,14 +51,19 @@ def compared(tmp_path: Path, one: list[Row], other: list[Row], *, made: int = 1,
     )  # fmt: skip
 
 
+def resumed(after: int = 4) -> list[Row]:
+    """A ledger whose second attempt went on behind step `after`."""
+    return rows()[:after] + rows(attempt=2)[after:]
+
+
 def test_equal(tmp_path: Path) -> None:
-    found = compared(tmp_path, rows(), rows(attempt=2))
+    found = compared(tmp_path, rows(), resumed())
     assert found.verdict == EQUAL and found.lines()[-1] == f"equal: {STEPS} batch hashes and losses, bit for bit"
     assert found.as_json()["kills"] == [{"planned": 5, "step": 6, "attempt": 1, "ranks": (0, 1)}]
 
 
 def test_the_first_difference_with_both_rows(tmp_path: Path) -> None:
-    other = rows(attempt=2)
+    other = resumed()
     other[6] = next_up(other[6])
     found = compared(tmp_path, rows(), other)
     assert found.verdict == DIFFERENT and found.as_json()["difference"]["step"] == 7
@@ -55,7 +73,7 @@ def test_the_first_difference_with_both_rows(tmp_path: Path) -> None:
 
 
 def test_a_step_that_came_out_otherwise_the_second_time(tmp_path: Path) -> None:
-    source, made = a_run(tmp_path / "other", rows(attempt=2))
+    source, made = a_run(tmp_path / "other", resumed())
     made.run.archived_ledger(1).write_bytes(wire([next_up(rows()[4])]) + b'{"torn')
     first = a_run(tmp_path / "one", rows())[0]
     view = replace(source.view())
@@ -71,6 +89,43 @@ def test_what_proves_nothing_is_not_equal(tmp_path: Path) -> None:
     assert late.verdict == UNPROVEN and "1 of 1 kills came too late" in late.lines()[-1]
     failed = compared(tmp_path / "failed", rows(), rows()[:4], state="failed")
     assert failed.verdict == UNPROVEN and "is failed" in failed.why and failed.difference is None
+    over = compared(tmp_path / "over", rows(), rows())
+    assert over.verdict == UNPROVEN and "no step was made after the kill behind step 6" in over.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "verdict"), [(4, 6, EQUAL), (0, 6, UNPROVEN), (4, 0, UNPROVEN), (0, 0, UNPROVEN)]
+)
+def test_a_resume_that_loaded_no_checkpoint_proves_nothing(
+    tmp_path: Path, second: int, third: int, verdict: str
+) -> None:
+    """The second attempt went on behind one step and was killed behind step 8, the third behind another."""
+    ledger = (rows()[:second] + rows(attempt=2)[second:])[:third] + rows(attempt=3)[third:]
+    first, (source, made) = a_run(tmp_path / "one", rows())[0], a_run(tmp_path / "other", ledger)
+    made.status("succeeded", attempt=3)
+    made.run.archived_ledger(1).write_bytes(wire(rows()[second:6]))
+    made.run.archived_ledger(2).write_bytes(wire(rows(attempt=2)[max(second, third) : 8]))
+    found = compare(
+        first, source, (first.view(), source.view()), steps=STEPS, world=2, pod="local", seed=7,
+        kills=(Kill(5, (0,)), Kill(7, (0,))), made=(Made(5, 6, 1, (0,)), Made(7, 8, 2, (0,))),
+    )  # fmt: skip
+    assert (found.verdict, found.difference) == (verdict, None)
+    assert ("no checkpoint was loaded after the kill" in found.lines()[-1]) == (verdict == UNPROVEN)
+
+
+def test_checkpoints_are_made_whatever_is_set_and_no_kill_comes_before_them(tmp_path: Path) -> None:
+    sets = ["checkpoint.every_steps=null", "checkpoint.every_s=30"]
+    job = short_job("tiny", sets, [], steps=60, kills=1, world=None).spec
+    assert (job.checkpoint.every_steps, job.checkpoint.every_s) == (8, 30)
+    first = first_kill(8)
+    drawn = [plan_kills(1, 60, 1, seed, first=first)[0].step for seed in range(300)]
+    assert (min(drawn), max(drawn)) == (17, 54)
+    with pytest.raises(UsageError) as e:
+        plan_kills(39, 60, 1, 0, first=first)
+    assert e.value.code == "E-VERIFY-001" and e.value.fix == "--kills 38"
+    with pytest.raises(UsageError) as e:
+        plan_kills(1, 3, 1, 0, first=first_kill(1))
+    assert e.value.fix == "--steps 60"
 
 
 def test_another_world_size_goes_on_within_its_bound(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@
     trainer.train(resume_from_checkpoint=latest_checkpoint())
 
 The Trainer saves where and when its arguments say (`save_steps`), and when the run is to halt; each of its checkpoints
-is kept a second time in the run's directory, by hard links where the disks allow it, hashed and verified as those of
-orch: a resume starts from the newest that verifies, whatever became of the others. The loss is told at `logging_steps`.
-A halt ends the process with exit code 75 once the Trainer has saved. Outside orch nothing happens, and
+is copied into the run's directory, hashed and verified as those of orch: a resume starts from the newest that verifies,
+whatever became of the others. They are no links: the Trainer writes a step that it saves again into the same files, and
+both copies take space. The loss is told at `logging_steps`, with `include_num_input_tokens_seen` the tokens/s of its
+step too. A halt ends the process with exit code 75 once the Trainer has saved. Outside orch nothing happens, and
 `latest_checkpoint()` is None. Called by scripts.
 """
 
@@ -39,13 +40,13 @@ class _Kept(ScriptRun):
         return self.save(step, surely=surely)
 
     def fill(self, folder: Path) -> None:
-        """Rank 0: the same files under other names. OSError when there is a folder among them."""
+        """Rank 0: a copy of the Trainer's files. OSError when there is a folder among them."""
         if self.source is None or self.env is None or self.env.rank:
             return
         for entry in os.scandir(self.source):
             if not entry.is_file(follow_symlinks=True):
                 raise OSError(f"{entry.name} is a folder, and a checkpoint holds plain files")
-            _link(Path(entry.path), folder / entry.name)
+            shutil.copyfile(entry.path, folder / entry.name)
 
 
 _run: _Kept | None = None
@@ -64,17 +65,21 @@ class OrchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tra
     def __init__(self) -> None:
         self._run = _the_run()
         self._halting = False
-        self._tokens = 0
+        self._seen = 0
+        """tokens behind the last step"""
+        self._tokens: int | None = None
+        """those of the last step; None where the Trainer does not count them"""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _begin(self._run)
         self._run.starts_at(state.global_step)
-        self._tokens = int(state.num_input_tokens_seen or 0)
+        self._seen = int(state.num_input_tokens_seen or 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = int(state.global_step)
+        step, seen = int(state.global_step), int(state.num_input_tokens_seen or 0)
+        self._tokens, self._seen = (seen - self._seen) or None, seen
         if not control.should_log:
-            self._run.beat(step, steps=state.max_steps or None)
+            self._run.beat(step, steps=state.max_steps or None, tokens=self._tokens)
         if self._run.should_halt(step):
             self._halting = control.should_save = True
         if control.should_evaluate:
@@ -85,11 +90,9 @@ class OrchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tra
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        seen = int(state.num_input_tokens_seen or 0)
-        tokens, self._tokens = (seen - self._tokens) or None, seen
         self._run.beat(
             int(state.global_step), steps=state.max_steps or None, loss=logs["loss"], lr=logs.get("learning_rate"),
-            grad_norm=logs.get("grad_norm"), tokens=tokens,
+            grad_norm=logs.get("grad_norm"), tokens=self._tokens,
         )  # fmt: skip
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -117,10 +120,3 @@ def latest_checkpoint() -> str | None:
 def _begin(run: _Kept) -> None:
     if run.env is not None and not run.is_begun:
         run.resume_with(run.fill, lambda folder: None)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)

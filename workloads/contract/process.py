@@ -16,6 +16,8 @@ from pathlib import Path
 MARK = "ORCH_MARK"
 """Environment variable that every process of a rank carries: `<run id>/a<attempt>/r<rank>`."""
 
+DETACHED = "ORCH_DETACHED"
+"""Environment variable of orch's own processes that outlive who started them (a keeper, Ray, shims); no rank has it."""
 
 SWEEP_KILL_S = 10.0
 SWEEP_ROUND_S = 0.05
@@ -127,8 +129,15 @@ def marked(value: str, variable: str = MARK) -> list[ProcId]:
     return found
 
 
-def descendants(pid: int) -> list[ProcId]:
-    """Living children of `pid`, their children, and so on; `pid` itself is not among them."""
+def is_detached(pid: int) -> bool:
+    """One of orch's own processes that is no part of the run in which it was started."""
+    environ = environ_of(pid)
+    return DETACHED in environ and MARK not in environ
+
+
+def descendants(pid: int, without: Callable[[int], bool] | None = None) -> list[ProcId]:
+    """Living children of `pid`, their children, and so on; `pid` itself is not among them, nor is one for which
+    `without` holds, with all below it."""
     boot = boot_id()
     children: dict[int, list[ProcStat]] = {}
     for other in all_pids():
@@ -138,6 +147,8 @@ def descendants(pid: int) -> list[ProcId]:
     found, queue = [], [pid]
     while queue:
         for st in children.pop(queue.pop(), ()):
+            if without is not None and without(st.pid):
+                continue
             queue.append(st.pid)
             if st.state not in "ZX":
                 found.append(ProcId(st.pid, st.start_time, boot))

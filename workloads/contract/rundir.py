@@ -15,6 +15,8 @@ from pathlib import Path
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,38}")
 RUN_ID_PATTERN = re.compile(r"(?P<name>[a-z][a-z0-9-]{0,38})-(?P<utc>\d{8}T\d{6}Z)-(?P<hex>[0-9a-f]{4})", re.ASCII)
+REQUEST_PATTERN = re.compile(r"\d{8}T\d{6}Z-(?P<verb>[a-z]+)-[A-Za-z0-9._-]{1,64}\.json", re.ASCII)
+ACK_SUFFIX = ".ack.json"
 UTC_FORMAT = "%Y%m%dT%H%M%SZ"
 HALT_NAME = ".HALT"
 STAGED_PREFIX = ".tmp_"
@@ -43,6 +45,12 @@ def run_name_of(run_id: str) -> str:
     if not m:
         raise ValueError(f"{run_id!r} is not a run id")
     return m["name"]
+
+
+def verb_of_request(name: str) -> str | None:
+    """`resume` for `20261121T093000Z-resume-1f3a9c02.json`; None for an answer and for whatever else lies there."""
+    m = None if name.endswith(ACK_SUFFIX) else REQUEST_PATTERN.fullmatch(name)
+    return m["verb"] if m else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class RunDir:
 
     @staticmethod
     def ack_of(request: Path) -> Path:
-        return request.with_name(request.name.removesuffix(".json") + ".ack.json")
+        return request.with_name(request.name.removesuffix(".json") + ACK_SUFFIX)
 
     @property
     def halt(self) -> Path:
@@ -340,6 +348,15 @@ class RunDir:
     def aside_checkpoint(self, name: str, attempt: int, n: int = 0) -> Path:
         """Where a resume from an older one puts the good checkpoint `name` behind attempt `attempt`; n: as above."""
         return self.checkpoints / f"{ASIDE_PREFIX}{name}_a{attempt}{f'_{n}' if n else ''}"
+
+    @property
+    def start(self) -> Path:
+        """The checkpoint of another run that this one began with, under its own name; until there is one of its own."""
+        return self.path / "start"
+
+    @property
+    def staged_start(self) -> Path:
+        return self.path / f"{STAGED_PREFIX}start"
 
     @property
     def checkpoint_trouble(self) -> Path:

@@ -1,7 +1,9 @@
 """When a stream is gone: the next source that the job allows, and nobody can miss it.
 
 A warning on stderr, and from then on every batch (so every beat) names what is read. The positions of the source that
-is gone stay in the state: the next attempt tries it first and goes on where it was left, nothing lost or repeated.
+is gone stay in the state, those of this rank's virtual shards and no others: what a resume gave it holds every rank's,
+which move on elsewhere. The next attempt tries that source first and goes on where it was left, nothing lost or
+repeated.
 Without an allowed source SourceGone goes through: the rank fails and its restart tries again. Called by
 `workloads.data.feeds`.
 """
@@ -9,7 +11,7 @@ Without an allowed source SourceGone goes through: the rank fails and its restar
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from workloads.contract.errors import OrchError
@@ -20,12 +22,17 @@ Maker = Callable[[], Feed]
 
 
 class FallbackFeed:
-    """A `Feed` over the first of several that gives data. `others`: (name, how it is opened), in order."""
+    """A `Feed` over the first of several that gives data.
+
+    `others`: (name, how it is opened), in order. `own`: the virtual shards of this rank.
+    """
 
     def __init__(
-        self, primary: Maker, others: Sequence[tuple[str, Maker]], *, name: str, vocab: int, fingerprint: str
-    ) -> None:
+        self, primary: Maker, others: Sequence[tuple[str, Maker]], *,
+        name: str, vocab: int, fingerprint: str, own: Iterable[int],
+    ) -> None:  # fmt: skip
         self.name, self.vocab, self.fingerprint = name, vocab, fingerprint
+        self._own = tuple(own)
         self._others = list(others)
         self._now: Feed | None = None
         try:
@@ -46,7 +53,7 @@ class FallbackFeed:
             except SourceGone as e:
                 self._take_next(e)
             else:
-                return batch if batch.state.shards else _with_shards(batch, state)
+                return batch if batch.state.shards else self._with_shards(batch, state)
 
     def _take_next(self, gone: SourceGone) -> None:
         while self._others:
@@ -61,10 +68,10 @@ class FallbackFeed:
                 return
         raise gone
 
-
-def _with_shards(batch: Batch, before: FeedState) -> Batch:
-    """A corpus knows no shards: what a stream left in the state stays there."""
-    return replace(batch, state=FeedState(batch.state.samples, before.shards))
+    def _with_shards(self, batch: Batch, before: FeedState) -> Batch:
+        """A corpus knows no shards: what a stream left in this rank's stays there; {}: it never read them."""
+        shards = {v: before.shards.get(v, {}) for v in self._own}
+        return replace(batch, state=FeedState(batch.state.samples, shards))
 
 
 def _say(text: str) -> None:

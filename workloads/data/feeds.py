@@ -96,7 +96,10 @@ class _Opening:
         else:
             opened = self._open(data, tokenizer)  # what it holds must be known, so nothing can stand in for it yet
             fingerprint, primary = opened.fingerprint, lambda: opened
-        return FallbackFeed(primary, others, name=data.source, vocab=tokenizer.vocab_size, fingerprint=fingerprint)
+        return FallbackFeed(
+            primary, others, name=data.source, vocab=tokenizer.vocab_size, fingerprint=fingerprint,
+            own=range(self.rank, data.shards, self.world_size),
+        )  # fmt: skip
 
     def _open(self, data: DataSpec, tokenizer: Tokenizer) -> Feed:
         return self.shards(open_source(data), tokenizer)

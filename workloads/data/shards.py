@@ -1,13 +1,14 @@
 """Batches of a stream of documents: V virtual shards, of which rank r of W owns v % W == r.
 
 Global sample n is the next window of shard n % V, so every W that divides V and the global batch sees the same global
-batches, and a resume may change it. The state of a shard is that of its `Cursor`, under the source's name: another
-source's position (kept while a fallback is read) is passed on untouched. Letters: B samples of this rank, T tokens a
-sample. Called by `workloads.data.feeds`.
+batches, and a resume may change it; where one changes the global batch too, W must divide the samples before it. The
+state of a shard is that of its `Cursor`, under the source's name: another source's position (kept while a fallback is
+read) is passed on untouched. Letters: B samples of this rank, T tokens a sample. Called by `workloads.data.feeds`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class ShardFeed:
         self.name, self.vocab, self.source = source.name, cut.tokenizer.vocab_size, source
         self.fingerprint = bind(source.fingerprint, cut.tokenizer)
         self._shards, self._own = shards, range(rank, global_batch, world_size)
+        self._world = world_size
         self._global_batch, self._seq_len, self._borders = global_batch, cut.seq_len, borders
         own = range(rank, shards, world_size)
         self._cursors: dict[int, Windows] = {}
@@ -72,6 +74,7 @@ class ShardFeed:
         return Batch(rows[:, :-1], rows[:, 1:], high, low, self._at, self.name, borders, documents)
 
     def _enter(self, state: FeedState) -> None:
+        self._check_place(state.samples)
         self._kept = {v: _positions(state.shards[v], v) for v in self._cursors if v in state.shards}
         if state.shards and (lost := sorted(self._cursors.keys() - self._kept.keys())):
             raise IntegrityError("E-DATA-007", f"the checkpoint has no position of the data's virtual shard {lost[0]}")
@@ -80,6 +83,18 @@ class ShardFeed:
                 cursor.seek(self._kept.get(v, {}).get(self.name, START))
             except ValueError as e:
                 raise IntegrityError("E-DATA-007", f"the checkpoint's data position is wrong: shard {v}: {e}") from e
+
+    def _check_place(self, samples: int) -> None:
+        """SpecError when this rank's samples from here on are not those of its shards: W must divide both."""
+        if samples % self._world == 0:
+            return
+        common = math.gcd(samples, self._shards, self._global_batch)
+        fits = [n for n in range(1, common + 1) if common % n == 0]
+        raise SpecError(
+            "E-DATA-017", f"{samples} samples were trained on, which do not divide over {self._world} ranks",
+            value=samples, expected=f"one of these numbers of ranks: {', '.join(map(str, fits))}",
+            fix=f"resources.ranks: {fits[-1]}   (or begin a new run)",
+        )  # fmt: skip
 
     def _states(self) -> dict[int, dict[str, Any]]:
         return {v: {**self._kept.get(v, {}), self.name: cursor.state} for v, cursor in self._cursors.items()}

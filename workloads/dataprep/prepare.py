@@ -1,7 +1,8 @@
 """Tokenize a source into a folder of shards that is there whole or not at all, however often it is interrupted.
 
     <out's parent>/.tmp_<out>/    basis.json, the shards so far with a row each; kept when this ends early
-    <out>/                        the same folder under its name, index.json in it, once everything is there
+    <out>/                        the same folder under its name, index.json in it, once everything is there;
+                                  basis.json and .lock go then, or when somebody asks for the same again
 
 The same source, tokenizer and limit give the same bytes whatever the number of workers, and after any kill. Never
 writes into a folder that has its name already. Called by `workloads.dataprep.__main__`.
@@ -112,6 +113,7 @@ class _Making:
             index = read_index(out)
             if index.source.get("basis") == self.basis:
                 check_sizes(out, index)
+                _sweep(out)
                 return Outcome(index, True, self.origin.parts, self.origin.parts, 0)
             what = "--out holds shards of another source, tokenizer or limit"
         raise ConflictError("E-DATA-044", what, where=str(out), fix=f"--out {out}-2")
@@ -189,14 +191,26 @@ class _Making:
         return index_of(row)
 
     def _finish(self, index: Index) -> None:
-        """Nothing but the shards and their index, under the final name."""
-        keep = {INDEX, *index.sizes()}
+        """Nothing but the shards and their index, under the final name.
+
+        The basis goes last: killed before the rename, the next attempt must know the shards for what they are.
+        """
+        keep = {INDEX, *index.sizes(), BASIS, LOCK}
         for entry in self.staged.iterdir():
             if entry.name not in keep:
                 entry.unlink()
         fsync_dir(self.staged)
         self.staged.rename(self.asked.out)
         fsync_dir(self.asked.out.parent)
+        _sweep(self.asked.out)
+
+
+def _sweep(out: Path) -> None:
+    """Take away what only an unfinished folder needs. No reader minds it: a disk that refuses does no harm."""
+    with contextlib.suppress(OSError):
+        for name in (BASIS, LOCK):
+            (out / name).unlink(missing_ok=True)
+        fsync_dir(out)
 
 
 @contextlib.contextmanager

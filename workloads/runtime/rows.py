@@ -1,11 +1,12 @@
 """Files of rows, a line a step: written in order, whole or not at all, and cut back when steps are made again.
 
-A line that a full disk cut is taken back and tried again with the next one. Standard library only. Called by the
-trainer's books and by `Run` for scripts.
+A line that a full or failing disk cut is taken back, at the latest before the next one, and tried again with it.
+Standard library only. Called by the trainer's books and by `Run` for scripts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +26,8 @@ class RowFile:
     def __init__(self, path: Path, header: bytes = b"") -> None:
         self._path = path
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING_LINES)
+        self._torn_at: int | None = None
+        """the size of the file without the line that is being written, or that the disk has cut"""
         self._warned = False
         self._lock = threading.Lock()  # the thread that saves a checkpoint syncs while steps are noted
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -37,18 +40,29 @@ class RowFile:
             self._write(line)
 
     def _write(self, line: bytes) -> None:
-        self._waiting.append(line)
-        size = os.fstat(self._fd).st_size
+        if line:
+            self._waiting.append(line)
         try:
+            self._mend()
+            size = os.fstat(self._fd).st_size
             while self._waiting:
+                self._torn_at = size
                 write_all(self._fd, self._waiting[0])
+                self._torn_at = None
                 size += len(self._waiting.popleft())
             self._warned = False
         except OSError as e:
-            os.ftruncate(self._fd, size)  # no torn line stays
+            with contextlib.suppress(OSError):  # a disk that fails refuses this too: before the next line, then
+                self._mend()
             if not self._warned:
                 print(f"warning: {self._path.name}: {e}; lines wait in memory", file=sys.stderr, flush=True)
             self._warned = True
+
+    def _mend(self) -> None:
+        """No torn line stays."""
+        if self._torn_at is not None:
+            os.ftruncate(self._fd, self._torn_at)
+            self._torn_at = None
 
     def sync(self) -> None:
         """Raises OSError when the disk fails or lines still wait: a checkpoint needs the rows before it."""

@@ -87,7 +87,7 @@ class ObjectsState(_Whole):
 
 class FolderState(_Whole):
     """A folder filled by `save(folder)` and taken in by `load(folder)`, which every rank calls: those of a trainer that
-    knows how to. Plain files only, none in a folder below."""
+    knows how to. Plain files only, none in a folder below. Whatever `save` raises fails the checkpoint, not the run."""
 
     def __init__(
         self, rank: int, agreement: Agreement, save: Callable[[Path], object], load: Callable[[Path], object]
@@ -98,14 +98,14 @@ class FolderState(_Whole):
         return FALLBACK_BYTES
 
     def write(self, staged: Path) -> list[Path]:
-        why: Exception | None = None
+        failed: Exception | None = None
         try:
             self._save(staged)
-        except (OSError, RuntimeError) as e:
-            why = e
-        others = self._agreement.gather(str(why) if why else "")  # else rank 0 lists what others still write
-        if why is not None:
-            raise OSError(str(why).splitlines()[0] if str(why) else type(why).__name__) from why
+        except Exception as e:  # code of others: a full disk comes as safetensors' own error, for one
+            failed = e
+        others = self._agreement.gather(failed is not None)  # else rank 0 lists what others still write
+        if failed is not None:
+            raise OSError((str(failed).splitlines() or [type(failed).__name__])[0]) from failed
         if any(others) or self._rank:
             return []
         files = sorted(staged.iterdir())

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
+JOBS_OWN = ("weight_decay", "betas", "eps")
+"""Settings of an optimizer's groups that the job gives: a checkpoint's do not replace them. lr is set every step."""
+
 
 class Captured(Protocol):
     """The state of one moment in host memory. Good until the next one is captured."""
@@ -109,9 +112,12 @@ class TorchState:
                 load(state, storage_reader=FileSystemReader(path), process_group=self._agreement.group)
             except CheckpointException as e:  # a BaseException, raised on every rank whoever failed
                 raise ValueError("; ".join(f"rank {r}: {exc}" for r, (exc, _) in e.failures.items())[:2000]) from e
+        given = [{name: g[name] for name in JOBS_OWN if name in g} for g in self._optimizer.param_groups]
         set_state_dict(
             self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
+        for group, settings in zip(self._optimizer.param_groups, given, strict=True):
+            group.update(settings)
         own = self._rng_file(path)
         if own.exists():  # a world that grew: new ranks keep the state they were seeded with
             rng.restore(read_json(own))

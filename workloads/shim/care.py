@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from workloads.contract.haltfile import HaltProblem, read_halt
-from workloads.contract.process import ProcId, descendants, marked, rank_mark, sweep
+from workloads.contract.process import ProcId, descendants, is_detached, marked, rank_mark, sweep
 from workloads.contract.records import HaltClocks, ShimOrder
 from workloads.contract.rundir import RunDir
 from workloads.shim import halt
@@ -93,9 +93,10 @@ class Care:
         )
 
     def _others(self) -> set[ProcId]:
-        """Children and their children, and every process with the rank's mark wherever it hangs."""
+        """Children and their children, and every process with the rank's mark wherever it hangs. A keeper that the
+        rank started (`orch launch`), and what that one keeps, are adopted here and no part of the rank."""
         mark = rank_mark(self.order.run, self.order.attempt, self.order.rank)
-        return {*descendants(os.getpid()), *marked(mark)} - {self.rank}
+        return {*descendants(os.getpid(), without=is_detached), *marked(mark)} - {self.rank}
 
     def _look(self, now: float) -> None:
         if self.asked.now_at is None:

@@ -21,6 +21,8 @@ from workloads.contract.errors import ConflictError, LocalError, escape
 from workloads.contract.files import dump_json
 
 DEVICE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+LEASED = "E-LEASE-001"
+"""the code of the one error that goes away by itself: somebody else has the device now"""
 PATIENCE_S = 2.0
 """A rank that has just ended frees its devices a moment after its parent said so."""
 
@@ -39,7 +41,10 @@ def lease(folder: Path, devices: Sequence[str], holder: dict[str, object], patie
             held.append(_lease_one(folder, device, holder, deadline))
     except OSError as e:
         release(held)
-        raise LocalError("E-LEASE-002", f"devices cannot be leased in {folder}: {e}", where=str(folder)) from e
+        raise LocalError(
+            "E-LEASE-002", f"devices cannot be leased in {folder}: {e}", where=str(folder),
+            fix="make it a writable folder with room (mode 1777), or remove it: it is made anew",
+        ) from e  # fmt: skip
     except ConflictError:
         release(held)
         raise
@@ -73,7 +78,7 @@ def _lease_one(folder: Path, device: str, holder: dict[str, object], deadline: f
             owner = _holder_of(fd)
             os.close(fd)
             if time.monotonic() >= deadline:
-                raise ConflictError("E-LEASE-001", f"{device} is leased by {owner}", where=str(path)) from None
+                raise ConflictError(LEASED, f"{device} is leased by {owner}", where=str(path)) from None
             time.sleep(0.05)
             continue
         if _is_still(path, fd):

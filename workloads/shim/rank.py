@@ -13,7 +13,7 @@ from workloads.contract.records import HaltClocks, RankRecord, ShimOrder
 from workloads.contract.rundir import RunDir, leases_dir
 from workloads.contract.secretfile import read_secrets
 from workloads.shim.care import Care, Ended
-from workloads.shim.lease import lease, release
+from workloads.shim.lease import LEASED, lease, release
 from workloads.shim.oom import oom_kills
 from workloads.shim.record import FIRST_RECORD_S, ShimLog, write_patiently
 from workloads.shim.recorder import with_recorder
@@ -34,7 +34,8 @@ def carry_out(order: ShimOrder, run: RunDir, limits: HaltClocks, log: ShimLog) -
     try:
         leases = lease(leases_dir(), order.devices, holder)
     except OrchError as e:
-        return replace(born, ended=time.time(), cause="lease-busy", error=e.what)
+        cause = "lease-busy" if e.code == LEASED else "spawn-failed"  # only what is in use is worth waiting for
+        return replace(born, ended=time.time(), cause=cause, error=f"{e.what}; {e.fix}" if e.fix else e.what)
     try:
         return _run(order, run, limits, log, born, leases)
     finally:

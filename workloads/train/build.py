@@ -7,6 +7,7 @@ import torch
 from workloads.contract.config.bound import bound_fields
 from workloads.contract.config.job import JobSpec, ModelSpec, padded_vocab
 from workloads.contract.errors import SpecError
+from workloads.contract.healthtable import PHASE_LIMITS_S
 from workloads.contract.jobchanges import words
 from workloads.contract.states import Phase
 from workloads.data.batches import BatchPlan
@@ -14,7 +15,7 @@ from workloads.data.feeds import held_out, open_feed
 from workloads.data.prefetch import prefetcher
 from workloads.data.stream import Batch, Feed
 from workloads.models.decoder import Decoder
-from workloads.runtime.agreement import Agreement
+from workloads.runtime.agreement import PATIENCE_S, Agreement
 from workloads.runtime.checkpoint import Checkpointer, Provenance, config_hash
 from workloads.runtime.rankenv import RankEnv
 from workloads.runtime.reduction import StepReduction
@@ -32,6 +33,9 @@ from workloads.train.resume import resume
 
 MAX_EVAL_ROWS = 64
 """a forward pass without gradients, where the job does not say what fits"""
+
+MAX_PATIENCE_S = 86_400.0
+"""what a job's own limits of phases may make of the time that ranks wait for each other"""
 
 
 def build(env: RankEnv, run: Run) -> Trainer:
@@ -51,7 +55,7 @@ def build(env: RankEnv, run: Run) -> Trainer:
     if env.rank == 0:
         machine.write_env(env, place)
     timeout_s = job.runtime.process_group_timeout_s
-    agreement = Agreement(timeout_s)
+    agreement = Agreement(_patience_s(job))
     run.phase(Phase.LOADING)
     data = pinned(job.data, env, agreement)
     feed = open_feed(data, job.train, rank=env.rank, world_size=env.world_size)
@@ -77,6 +81,13 @@ def build(env: RankEnv, run: Run) -> Trainer:
         evaluator=evaluator, epoch_samples=feed.windows if isinstance(feed, BatchPlan) else None,
         mfu_a_token=ready.mfu_a_token(job, bare.vocab, place, env.world_size),
     )  # fmt: skip
+
+
+def _patience_s(job: JobSpec) -> float:
+    """How long ranks wait for each other beside the steps: no shorter than the watchdog lets any phase take."""
+    rule = job.health.rules.phase_over
+    phases_s = max({**PHASE_LIMITS_S, **rule.limits}.values()) * rule.act_factor
+    return max(PATIENCE_S, job.runtime.process_group_timeout_s, min(phases_s, MAX_PATIENCE_S))
 
 
 def _evaluator(env: RankEnv, job: JobSpec, batch: Batch | None, agreement: Agreement) -> Evaluator | None:

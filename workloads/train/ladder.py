@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from workloads.contract.config.job import OnNanSpec
 from workloads.contract.errors import SpecError
 
+FEW = 3
+"""skipped in a row at the end of a run: whatever `skips` allows, more than these speak of weights and not of batches"""
+
 
 @dataclass
 class NanLadder:

@@ -26,7 +26,7 @@ from workloads.runtime.run import Run
 from workloads.runtime.shards import ShardStates
 from workloads.train.books import Books, StepFacts, StepRow
 from workloads.train.evaluate import Evaluator
-from workloads.train.ladder import NanLadder
+from workloads.train.ladder import FEW, NanLadder
 from workloads.train.machine import Machine
 from workloads.train.resume import Position, trainer_state
 from workloads.train.saves import Saves
@@ -216,9 +216,15 @@ class Trainer:
         self._step_began = time.perf_counter()
 
     def _is_spoilt(self) -> bool:
-        """A NaN is in every weight after it, and would be in the newest checkpoint, and soon in all that are kept."""
+        """A NaN is in every weight after it, and would be in the newest checkpoint, and soon in all that are kept.
+
+        No step behind the last shows whether weights or a batch were bad: few skips at the end are the batches'.
+        """
         row = self._row
-        return row is not None and not (math.isfinite(row.loss) and math.isfinite(row.grad_norm))
+        if row is None or (math.isfinite(row.loss) and math.isfinite(row.grad_norm)):
+            return False
+        last = self.position.step == self.job.train.steps
+        return not (last and math.isfinite(row.loss) and self._nan.in_a_row <= FEW)
 
     def _is_skipping(self) -> bool:
         """The newest step was skipped: whether weights are spoilt is seen at the next, and the ladder soon ends it."""

@@ -23,7 +23,7 @@ from workloads.runtime.newest import choose
 from workloads.runtime.rankenv import RankEnv
 from workloads.runtime.shards import read_shards
 from workloads.train.books import cut_after
-from workloads.train.start import start_of, verified
+from workloads.train.start import Start, gone, let_go, start_of, verified
 
 TRAINER_VERSION = 1
 
@@ -54,8 +54,10 @@ def resume(checkpointer: Checkpointer, bound: Mapping[str, Any], fingerprint: st
     start = start_of(env)
     if path is None and start is not None:
         path = verified(checkpointer, start)
+    elif start is not None and env.rank == 0:
+        let_go(env)
     if path is not None:
-        position = _load(checkpointer, path, bound, fingerprint, start.allow if start else frozenset())
+        position = _load(checkpointer, path, bound, fingerprint, start)
         print(f"resume: step {position.step} from {path.name}", flush=True)
     elif env.attempt > 1:
         print("resume: step 0, for this run has no checkpoint yet", flush=True)
@@ -65,7 +67,7 @@ def resume(checkpointer: Checkpointer, bound: Mapping[str, Any], fingerprint: st
 
 
 def _load(
-    checkpointer: Checkpointer, path: Path, bound: Mapping[str, Any], fingerprint: str, allow: frozenset[str]
+    checkpointer: Checkpointer, path: Path, bound: Mapping[str, Any], fingerprint: str, start: Start | None
 ) -> Position:
     env, saved = checkpointer.env, read_json(path / TRAINER_FILE)
     if saved.get("v") != TRAINER_VERSION:
@@ -75,7 +77,7 @@ def _load(
             "E-TRAIN-006", f"{path.name} holds no training of orch's own: a script saved it", where=str(path),
             expected="a checkpoint of a run of kind train", fix="launch a new run from another one",
         )  # fmt: skip
-    allow |= env.allowed
+    allow = env.allowed | (start.allow if start else frozenset())
     changes = refuse_changes(saved["config"], bound, path.name, allow)
     if saved["corpus"] != fingerprint:
         if not is_allowed(CORPUS, allow):
@@ -90,18 +92,20 @@ def _load(
     try:
         checkpointer.load(path)
     except ValueError as e:
+        if start is not None and not path.is_dir():
+            raise gone(start) from e  # removed since it was verified
         raise SpecError("E-TRAIN-011", f"{path.name} does not fit the job's model: {e}", where=str(path)) from e
-    checkpointer.history = [*saved.get("history", ()), *_news(env, path, saved["step"], changes)]
+    checkpointer.history = [*saved.get("history", ()), *_news(env, path, saved["step"], changes, start)]
     for name, (old, new) in changes.items():
         print(f"resume: {name} was {old!r} and is {new!r} from step {saved['step'] + 1} on", flush=True)
     return Position(saved["step"], saved["samples"], read_shards(path))
 
 
-def _news(env: RankEnv, path: Path, step: int, changes: BoundChanges) -> list[dict[str, Any]]:
+def _news(env: RankEnv, path: Path, step: int, changes: BoundChanges, start: Start | None) -> list[dict[str, Any]]:
     """What the run's line will be told to have gone through here; [] for a plain resume."""
     foreign = path.parent != env.run.checkpoints
     if not foreign and not changes:
         return []
     origin = read_manifest(path)[0] if foreign else None
-    began = {"from_run": origin.run, "checkpoint": str(path)} if origin else {}
+    began = {"from_run": origin.run, "checkpoint": str(start.checkpoint)} if origin and start else {}
     return [{"step": step, "attempt": env.attempt, "ts": time.time(), **began, "changes": changes}]

@@ -72,6 +72,8 @@ class RestartSpec(Config):
 
 class RuntimeSpec(Config):
     process_group_timeout_s: PositiveFloat = 300.0
+    """of the collectives of a step; where ranks load, compile or save they wait for each other as long as a phase may
+    take (`health.rules.phase_over`), and no shorter than this"""
     omp_threads: PositiveInt | None = None
     """OMP_NUM_THREADS of a rank; default resources.cpus_per_rank"""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
