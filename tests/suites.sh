@@ -45,12 +45,14 @@ while read -r priority folders; do
   pids="$pids $!"
 done <"$logs/groups"
 # shellcheck disable=SC2086
-trap 'kill $pids 2>/dev/null; wait; rm -rf "$logs"; exit 130' INT TERM HUP
-# shellcheck disable=SC2086
 echo "$ignore tests" >"$logs/0.paths"
 # shellcheck disable=SC2086
-"$@" -m "$which" -o cache_dir="$logs/0.cache" $ignore tests
-codes=$?
+"$@" -m "$which" -o cache_dir="$logs/0.cache" $ignore tests </dev/null &
+pids="$! $pids"
+# interrupted, pytest ends what its tests began
+# shellcheck disable=SC2086
+trap 'kill -INT $pids 2>/dev/null; wait; rm -rf "$logs"; exit 130' INT TERM HUP
+codes=""
 for pid in $pids; do
   wait "$pid"
   codes="$codes $?"

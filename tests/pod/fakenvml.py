@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ def library_folder() -> Path:
     if compiler is None:
         pytest.skip("no C compiler here to build the library that stands for NVML")
     folder = Path(mkdtemp(prefix="orch-fake-nvml-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     out = folder / "libnvidia-ml.so.1"
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(out), str(SOURCE)], check=True, timeout=60
