@@ -55,9 +55,7 @@ class Round:
     missing: set[str] = field(default_factory=set)
     listed: list[Listed] = field(default_factory=list)
     mirrors: dict[str, Mirror] = field(default_factory=dict)  # of every run in the answer that has a copy now
-    elsewhere: dict[str, str] = field(
-        default_factory=dict
-    )  # run -> the pod (or `local`) from which it is known already
+    elsewhere: dict[str, str] = field(default_factory=dict)  # run -> the pod, or `local`, that it is known from
 
 
 def sync(
