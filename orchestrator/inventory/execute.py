@@ -49,6 +49,13 @@ def execute(
 
     lock, unsaid = threading.Lock(), list[OSError]()
 
+    def say(outcome: Outcome) -> None:
+        with lock:
+            try:
+                tell(outcome)
+            except OSError as e:  # whoever read our output is gone, or its disk is full: not the pod's doing
+                unsaid.append(e)
+
     def work(name: str) -> Outcome:
         pod = open_pod(home, name, pods[name])
         try:
@@ -57,17 +64,18 @@ def execute(
             outcome = Outcome(name, None, e)
         finally:
             pod.close()
-        with lock:
-            try:
-                tell(outcome)
-            except OSError as e:  # whoever read our output is gone, or its disk is full: not the pod's doing
-                unsaid.append(e)
+        say(outcome)
         return outcome
 
-    done = list(zip(pods, each(pods, work), strict=True))
+    outcomes = []
+    for name, done in zip(pods, each(pods, work), strict=True):
+        outcome = done if isinstance(done, Outcome) else Outcome(name, None, done)
+        outcomes.append(outcome)
+        if outcome is not done:  # it came to no outcome of its own, and was not told
+            say(outcome)
     if unsaid:
         raise unsaid[0]
-    return [o if isinstance(o, Outcome) else Outcome(name, None, o) for name, o in done]
+    return outcomes
 
 
 def worst(outcomes: Sequence[Outcome]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.jobs.jobfile import LoadedJob, load_job, made_job
+from orchestrator.jobs.jobfile import LoadedJob, load_job, made_job, requirements_of
 from workloads.contract.errors import UsageError
 
 KEPT = ("pods", "env", "secrets", "python", "requirements", "data")
@@ -44,6 +44,8 @@ def data_job(asked: Asked, cwd: Path) -> LoadedJob:
                 where="orch data", value=asked.job, expected="a job of kind train", fix="orch data check tiny",
             )  # fmt: skip
         row |= {key: told[key] for key in KEPT if key in told}
+        if loaded.spec.requirements is not None:  # the job that is made has no file beside which it could lie
+            row["requirements"] = str(requirements_of(loaded, cwd))
         row["train"] = loaded.spec.train.model_dump(mode="json", include={"seed", "global_batch"})
     elif "source" not in asked.data:
         raise UsageError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.jobs.jobfile import LoadedJob, load_job, made_job
+from orchestrator.jobs.jobfile import LoadedJob, load_job, made_job, requirements_of
 from orchestrator.jobs.words import DEVICES, check_choice
 from workloads.contract.errors import LocalError, UsageError
 from workloads.contract.files import read_bytes_bounded
@@ -55,6 +55,8 @@ def decode_job(asked: Asked, cwd: Path) -> LoadedJob:
         if not changed and asked.python is None:
             return loaded
         data = loaded.spec.model_dump(mode="json", exclude_unset=True)
+        if loaded.spec.requirements is not None:  # the job that is made has no file beside which it could lie
+            data["requirements"] = str(requirements_of(loaded, cwd))
         data["decode"] = {**data.get("decode", {}), **changed}
         if "weights" in changed:
             data.pop("model", None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.inventory.findings import judge
 from orchestrator.jobs.interpreter import Interpreter
-from orchestrator.jobs.jobfile import LoadedJob
+from orchestrator.jobs.jobfile import LoadedJob, requirements_of
 from orchestrator.jobs.parity import verdicts_on
 from orchestrator.jobs.site import OnStage, Say, Survey, rank_env
 from pods.access import open_pod
@@ -58,7 +58,7 @@ class FarSite:
             ensure_python(self.pod.transport, facts, self.home, self.say)
             there = self.pod.home
         named = [p for p in (job.python, self.spec.python) if p is not None]
-        env_spec = wanted(facts, _requirements(self.loaded, self.cwd))
+        env_spec = wanted(facts, requirements_of(self.loaded, self.cwd))
         built = str(there.envs / env_spec.hash / "bin" / "python")
         look = self.pod.call("home.look", {"pythons": [*named, built], "run": run_id}, timeout_s=LOOK_S).fields
         found = _interpreters(self.name, look, [*named, built])
@@ -151,12 +151,3 @@ def _preflight(pod: str, facts: PodFacts) -> list[str]:
     """What `orch pods check` would complain of."""
     told = [f for f in judge(pod, facts) if f.level != "note" and f.name != "no-gpu"]  # the plan tells the GPUs
     return [f"pod {pod}: {f.text}" + (f" ({f.fix})" if f.fix else "") for f in told]
-
-
-def _requirements(loaded: LoadedJob, cwd: Path) -> Path | None:
-    """The job's file of requirements: beside the job file, or where the launch was typed."""
-    named = loaded.spec.requirements
-    if named is None:
-        return None
-    source = Path(loaded.source)
-    return (source.parent if source.is_absolute() else cwd) / Path(named).expanduser()

@@ -86,6 +86,15 @@ def made_job(
     return loaded
 
 
+def requirements_of(loaded: LoadedJob, cwd: Path) -> Path | None:
+    """The job's file of requirements: beside the job file, or where the launch was typed."""
+    named = loaded.spec.requirements
+    if named is None:
+        return None
+    source = Path(loaded.source)
+    return (source.parent if source.is_absolute() else cwd) / Path(named).expanduser()
+
+
 def _overrides(sets: Sequence[str], name: str | None, pods: Sequence[str]) -> tuple[list[Override], list[OrchError]]:
     found, errors = parse_overrides(sets)
     if pods:

@@ -24,8 +24,15 @@ from pods.inventory import load_inventory
 from pods.pod import Pod, told
 from pods.remote.home import user_name
 from pods.tree import source_root
-from workloads.contract.config.inventory import PodSpec
-from workloads.contract.errors import IntegrityError, OrchError, RemoteError, UnreachableError, UsageError
+from workloads.contract.config.inventory import Inventory, PodSpec
+from workloads.contract.errors import (
+    ConflictError,
+    IntegrityError,
+    OrchError,
+    RemoteError,
+    UnreachableError,
+    UsageError,
+)
 from workloads.contract.rundir import RUN_ID_PATTERN, OrchHome, RunDir, make_run_id
 
 STAGE_S = 600.0
@@ -65,6 +72,7 @@ def prepare(
 ) -> Prepared:
     """The plan of a launch. Reads the inventory, the facts of the pod and the state of the code.
 
+    ConflictError when `run_id` is a run on another pod, as far as this home knows.
     `resume`: the checkpoint that the run shall begin with. `say` hears what a long stage does meanwhile, here and in
     `submit`.
     """
@@ -72,6 +80,8 @@ def prepare(
     chosen = make_run_id(spec.name, now) if run_id is None else _checked_id(run_id, spec.name)
     inventory = load_inventory(home)
     name, pod_spec = choose_pod(spec, inventory, loaded.where)
+    if run_id is not None:
+        _refuse_elsewhere(home, run_id, index.LOCAL if pod_spec.local else name, inventory)
     secrets = _secrets(spec.secrets, environ, home)
     site: Site
     if pod_spec.local:
@@ -115,7 +125,7 @@ def submit(prepared: Prepared, on_time: OnTime) -> bool:
             prepared.site.bring(lambda stage: None)
             there = not _stage(prepared)
         clock.done("run directory")
-    index.record(prepared.home, plan.run_json(), plan.placement.pod if prepared.far else "")
+    index.record(prepared.home, plan.run_json(), plan.placement.pod if prepared.far else "", created=not there)
     _start_keeper(prepared, replace=not there)
     clock.done("keeper")
     return not there
@@ -202,6 +212,20 @@ def _checked_id(run_id: str, name: str) -> str:
             fix=f"--name {match['name']}",
         )  # fmt: skip
     return run_id
+
+
+def _refuse_elsewhere(home: OrchHome, run_id: str, pod: str, inventory: Inventory) -> None:
+    """Its own pod would be asked alone, and know nothing of it: two runs of one id, of which one is seen."""
+    known = next((row for row in index.list_runs(home) if row.run == run_id and row.present), None)
+    owner = known.pod or index.LOCAL if known is not None else pod
+    if owner == pod:
+        return
+    there = "on this machine" if owner == index.LOCAL else f"on pod {owner}"
+    found = f"--pod {owner}   (it is that run; without --id it is a new one)"
+    raise ConflictError(
+        "E-LAUNCH-011", f"run {run_id} lies {there}", where="--id", value=f"--pod {pod}", expected=f"--pod {owner}",
+        fix=found if owner in inventory.pods else "orch status   (finds the runs of a pod that has another name now)",
+    )  # fmt: skip
 
 
 def _orch_version() -> str:

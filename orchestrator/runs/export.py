@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _error(row: Mapping[str, Any], code: object) -> OrchError:
 
 
 def _bring(pod: Pod, there: Path, found: Exported, on_bytes: OnBytes) -> None:
-    """Every file, then the folder under its own name."""
+    """Every file, then the folder under its own name: these files, and none that a cut export to it left."""
     staged = found.folder.with_name(f".{found.folder.name}.part")
     so_far = 0
 
@@ -134,6 +135,17 @@ def _bring(pod: Pod, there: Path, found: Exported, on_bytes: OnBytes) -> None:
     for name, size, digest in found.files:
         pull_file(pod, str(there / name), staged / name, size=size, sha256=digest, on_bytes=count)
     try:
+        _keep_only(staged, {name for name, _, _ in found.files})
         staged.rename(found.folder)
     except OSError as e:
         raise LocalError("E-EXPORT-005", f"the folder cannot be written: {e}", where=str(found.folder)) from e
+
+
+def _keep_only(folder: Path, names: Collection[str]) -> None:
+    for path in folder.iterdir():
+        if path.name in names:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

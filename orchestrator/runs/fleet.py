@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.runs.index import IndexRow, list_runs, remember, row_of
+from orchestrator.runs.index import LOCAL, IndexRow, list_runs, remember, row_of
 from orchestrator.runs.mirror import Index, Mirror
 from orchestrator.runs.render import one_line
 from orchestrator.runs.source import FarSource, LocalSource, Source
-from orchestrator.runs.sync import Ask, Round, sync
+from orchestrator.runs.sync import Ask, Listed, Round, sync
 from orchestrator.runs.views import state_of
 from workloads.contract.errors import OrchError, RemoteError, UnreachableError
 from workloads.contract.files import try_read_json
@@ -44,6 +44,7 @@ class Look:
     pod: Pod
     rounds: list[Round] = field(default_factory=list)
     error: OrchError | None = None
+    home: OrchHome | None = None  # there
     connected: bool = False
     done: bool = False
 
@@ -113,7 +114,7 @@ def _asks(home: OrchHome, rows: list[IndexRow], pod: str) -> dict[str, Ask]:
 
 def _look(home: OrchHome, look: Look, asks: dict[str, Ask]) -> None:
     try:
-        _ = look.pod.home  # connects
+        look.home = look.pod.home  # connects
         look.connected = True
         for turn in range(MAX_ROUNDS):
             first = turn == 0
@@ -149,20 +150,48 @@ def _remember(home: OrchHome, rows: list[IndexRow], looks: list[Look]) -> None:
     remember(home, new)
 
 
-def claims(home: OrchHome, looks: list[Look]) -> list[str]:
-    """Of runs that a pod tells of and another has: a line each, unless the run is spread over both."""
-    lines = []
+@dataclass(frozen=True)
+class Double:
+    """A run that a pod tells of and another machine has."""
+
+    told: Listed
+    look: Look
+    owner: str  # the pod whose run is shown; `local` for this machine
+
+    @property
+    def words(self) -> str:
+        local = self.owner == LOCAL
+        both = f"on {'this machine' if local else f'pod {self.owner}'} and on pod {self.look.name}"
+        return f"run {self.told.run} is {both}; only {'this machine' if local else self.owner}'s is shown"
+
+
+def doubles(home: OrchHome, looks: list[Look]) -> list[Double]:
+    """Runs that are spread over both are none."""
+    found = []
     rows = {r.run: r for r in list_runs(home, note=lambda _: None)}
     for look in looks:
-        for run in dict.fromkeys(t.run for r in look.rounds for t in r.listed):
-            owner = rows[run].pod if run in rows else ""
-            if owner and owner != look.name and look.name not in _members(home, run):
-                lines.append(f"note: run {run} is on pod {owner} and on pod {look.name}; only {owner}'s is shown")
-    return lines
+        for told in {t.run: t for r in look.rounds for t in r.listed}.values():
+            row = rows.get(told.run)
+            owner = "" if row is None or not row.present else row.pod or LOCAL
+            if owner in ("", look.name) or look.name in _members(home, told.run):
+                continue
+            if owner != LOCAL or _created_here(home, told.run) != told.created:  # else this home, asked as a pod
+                found.append(Double(told, look, owner))
+    return found
+
+
+def claims(home: OrchHome, looks: list[Look]) -> list[str]:
+    """Of `doubles`: a line each."""
+    return [f"note: {double.words}" for double in doubles(home, looks)]
+
+
+def _created_here(home: OrchHome, run: str) -> object:
+    return (try_read_json(home.run(run).run_json) or {}).get("created")
 
 
 def _members(home: OrchHome, run: str) -> list[str]:
-    pods = (try_read_json(home.mirrored(run).run_json) or {}).get("pods")
+    here = home.run(run)
+    pods = (try_read_json((here if here.path.is_dir() else home.mirrored(run)).run_json) or {}).get("pods")
     return [str(p.get("name")) for p in pods if isinstance(p, dict)] if isinstance(pods, list) else []
 
 

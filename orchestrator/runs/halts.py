@@ -6,19 +6,20 @@ What could not be asked is an answer too, with the command to repeat. Called by 
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from orchestrator.runs.fleet import Look, far_pods, has_far_pods, sources, survey
+from orchestrator.runs.fleet import Double, Look, doubles, far_pods, has_far_pods, sources, survey
 from orchestrator.runs.follow import Stopped, halt_limit_s, not_waited, wait_stopped
 from orchestrator.runs.render import duration
 from orchestrator.runs.source import Source
 from orchestrator.runs.views import RunView, state_of
 from orchestrator.runs.waiting import Live
-from workloads.contract.errors import OrchError, RefusedError, RemoteError, SpecError, UnreachableError
+from workloads.contract.errors import ConflictError, OrchError, RefusedError, RemoteError, SpecError, UnreachableError
 from workloads.contract.rundir import OrchHome
 from workloads.contract.states import ENDED
 
@@ -164,8 +165,21 @@ def living(home: OrchHome, again: str) -> tuple[list[Source], list[Halted]]:
             told = f"run {', '.join(runs)}" if runs else f"what runs on pod {pod}"
             problem = unasked(error, f"{told} was not asked to halt", again)
             lost += [Halted(run, pod, error=problem) for run in runs or ["-"]]
+    lost += [_unseen(double) for double in doubles(home, looks) if double.told.state not in ENDED]
     reached = [s for s in known if not s.far or s.pod not in errors]
     return [s for s in reached if state_of(s.run) not in ENDED and s.run.path.is_dir()], lost
+
+
+def _unseen(double: Double) -> Halted:
+    """A run that lives under an id that is taken: no command can name it, but the file that halts it can be made."""
+    ident, pod = double.told.run, double.look.name
+    assert double.look.home is not None  # it told of the run
+    file = str(double.look.home.run(ident).halt)
+    error = ConflictError(
+        "E-HALT-004", f"run {ident} of pod {pod} was not asked to halt: {double.words}", where=file,
+        value=double.told.state, fix=shlex.join(["orch", "pods", "exec", pod, "--", "touch", file]),
+    )  # fmt: skip
+    return Halted(ident, pod, error=error)
 
 
 def unasked(e: OrchError, what: str, again: str) -> OrchError:

@@ -48,14 +48,17 @@ class _Damaged(Exception):
     """The database is not one of ours, or not one at all."""
 
 
-def record(home: OrchHome, run_json: Mapping[str, Any], pod: str = "") -> None:
+def record(home: OrchHome, run_json: Mapping[str, Any], pod: str = "", *, created: bool = True) -> None:
     """Remember one run. Never raises: a launch does not fail because a list could not be written.
 
-    `pod`: where its directory lies, by its name in the inventory; "" for this machine.
+    `pod`: where its directory lies, by its name in the inventory; "" for this machine. `created`: it was made now;
+    else a row that is there stays, for `run_json` is then of a launch that made nothing.
     """
-    row = _row(str(run_json.get("run", "")), run_json, "" if pod == LOCAL else pod)
+    told = run_json if created else {**run_json, "created": None}
+    row = _row(str(run_json.get("run", "")), told, "" if pod == LOCAL else pod)
     if row is not None:
-        remember(home, [row])
+        with contextlib.suppress(sqlite3.Error, OSError, _Damaged), _open(home) as db:
+            _insert(db, [row], instead=created)
 
 
 def remember(home: OrchHome, rows: Sequence[IndexRow]) -> None:
@@ -206,11 +209,12 @@ def _select(db: sqlite3.Connection) -> list[IndexRow]:
     return found
 
 
-def _insert(db: sqlite3.Connection, rows: list[IndexRow]) -> None:
+def _insert(db: sqlite3.Connection, rows: list[IndexRow], *, instead: bool = True) -> None:
+    """`instead`: of a row of the same run that is there."""
     if rows:
         values = [(r.run, r.name, r.created, r.kind, ",".join(r.pods), r.pod) for r in rows]
         db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?)", values)
+        db.executemany(f"INSERT OR {'REPLACE' if instead else 'IGNORE'} INTO runs VALUES (?,?,?,?,?,?)", values)
         db.execute("COMMIT")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.runs.index import LOCAL
 from orchestrator.runs.mirror import Index, Mirror, News, nonsense, parse_news
 from pods.remote.mirror import BUDGET_BYTES
 from pods.remote.runfiles import STATUS
@@ -54,7 +55,7 @@ class Round:
     missing: set[str] = field(default_factory=set)
     listed: list[Listed] = field(default_factory=list)
     mirrors: dict[str, Mirror] = field(default_factory=dict)  # of every run in the answer that has a copy now
-    elsewhere: dict[str, str] = field(default_factory=dict)  # run -> the pod from which it is known already
+    elsewhere: dict[str, str] = field(default_factory=dict)  # run -> the pod, or `local`, that it is known from
 
 
 def sync(
@@ -118,6 +119,7 @@ def _apply(
 def _is_known_elsewhere(home: OrchHome, run: str, mirror: Mirror, pod: str, done: Round) -> bool:
     """Whether a run that the pod tells of is another pod's, or this machine's: it is then not mixed with that one."""
     if home.run(run).path.is_dir():
+        done.elsewhere[run] = LOCAL
         return True
     known = Index.read(mirror.run)
     if known is None or known.pod in ("", pod):

@@ -7,6 +7,7 @@ a `Sight`. It writes nothing, locks nothing and waits for nothing. Used by statu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ UNKNOWN = "unknown"
 NOT_STARTED = "submitted; the supervisor has not started yet"
 
 
+AWAY_S = 15.0  # a supervisor writes its status every second, and a shared disk may show it some seconds late
 FORGOTTEN = "not in the inventory"
 
 
@@ -92,6 +94,7 @@ class RunView:
     halt_asked: bool
     checkpoint: int | None  # step of the newest checkpoint that has a manifest (not verified here)
     sight: Sight | None = None  # None: the run lies on this machine
+    elsewhere: bool = False  # its directory is here, and its supervisor lives on another machine that shares it
 
     @property
     def name(self) -> str:
@@ -141,7 +144,7 @@ class RunView:
         told = self.state
         if self.status is not None and not self.ended and not self.supervised:
             told += f", unsupervised {brief(self.now - self.status.ts)}"
-        beside = self.sight.words if self.sight else ""
+        beside = self.sight.words if self.sight else "looked after on another machine" if self.elsewhere else ""
         return f"{told} ({beside})" if beside else told
 
     @property
@@ -254,10 +257,11 @@ def snapshot(run: RunDir, now: float, sight: Sight | None = None) -> RunView:
         info = info | {"job": job_of(run, attempt, info)}
     world = world_size_of(info)
     pod_of = _pods_by_rank(info)
-    eyes = _here if sight is None else _there(sight)
+    elsewhere = sight is None and _elsewhere(status, now)
+    eyes = _here(status if elsewhere else None) if sight is None else _there(sight)
     ranks = tuple(_rank(run, attempt, k, pod_of.get(k, "-"), now, eyes) for k in range(world)) if attempt else ()
     if sight is None:
-        supervised = _lives(status.supervisor if status else None)
+        supervised = elsewhere or _lives(status.supervisor if status else None)
         asleep = None if supervised or (status and status.state in ENDED) else _asleep(run, status, now)
     else:
         supervised, asleep = sight.observed.get("supervised") is True, sight.observed.get("asleep")
@@ -272,6 +276,7 @@ def snapshot(run: RunDir, now: float, sight: Sight | None = None) -> RunView:
         halt_asked=run.halt.is_file() and not run.halt.is_symlink(),
         checkpoint=newest_checkpoint(run),
         sight=sight,
+        elsewhere=elsewhere,
     )
 
 
@@ -340,13 +345,29 @@ def tail_beats(run: RunDir, rank: int, keep_bytes: int = BEATS_TAIL_BYTES) -> li
     return reader.read()
 
 
-def _here(record: RankRecord | None) -> tuple[bool | None, bool]:
-    if record is None or record.pid is None or record.start_time is None or record.ended is not None:
-        return None, False
-    if record.boot_id != boot_id() and record.pod != "local":
-        return None, False  # another machine's process: only that machine can say
-    state = ProcId(record.pid, record.start_time, record.boot_id).state()
-    return state is not None, state in ("T", "t")
+def _elsewhere(status: Status | None, now: float) -> bool:
+    """Whether another machine that shares this directory looks after the run: a supervisor of another boot wrote its
+    status a moment ago, since this machine was booted. One of this machine before a reboot cannot have."""
+    boot = (status.supervisor or {}).get("boot_id") if status else None
+    if status is None or status.state in ENDED or not isinstance(boot, str) or boot == boot_id():
+        return False
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return abs(now - status.ts) <= AWAY_S and status.ts > booted
+
+
+def _here(away: Status | None) -> _Eyes:
+    """`away`: the status of a supervisor on another machine; only that machine can say what its processes do."""
+    theirs = (away.supervisor or {}).get("boot_id") if away else None
+
+    def look(record: RankRecord | None) -> tuple[bool | None, bool]:
+        if record is None or record.pid is None or record.start_time is None or record.ended is not None:
+            return None, False
+        if record.boot_id != boot_id() and (record.pod != "local" or record.boot_id == theirs):
+            return None, False
+        state = ProcId(record.pid, record.start_time, record.boot_id).state()
+        return state is not None, state in ("T", "t")
+
+    return look
 
 
 def _there(sight: Sight) -> _Eyes:

@@ -63,18 +63,25 @@ def resume(
     run: RunDir, *, who: str, why: str, tree: Path | None = None, allow: Sequence[str] = (),
     checkpoint: str | None = None, changes: Changes | None = None,
 ) -> Path:  # fmt: skip
-    """Ask an ended run to go on. A request nobody has answered yet is returned again.
+    """Ask an ended run to go on. A request nobody has answered yet is returned again when it asks for the same; with
+    `tree` one that differs from this in its code alone, or allows less, is refused in favour of this one.
 
     `tree`: orch's own files to go on with, below `$ORCH_HOME/orch`; None for those it was launched with. `allow`:
     fields of the config in which the checkpoint and the run's job may differ. `checkpoint`: the name of the one to go
     on from; None for the newest that verifies. `changes`: of the run's job. ConflictError for a run that has not ended
-    or succeeded, and for a checkpoint or changes when another request waits; LocalError when its code or its Python is
+    or succeeded, and when a request for anything else waits; LocalError when its code or its Python is
     gone, or the code is too old to be given them; IntegrityError when it has checkpoints and none can be used, or the
     named one cannot; SpecError when that is none.
     """
     waiting = pending_requests(run, "resume")
     if waiting:
-        return _the_same(run, waiting[-1], checkpoint, changes)
+        wanted = {"checkpoint": checkpoint, "changes": dict(changes or {}), "tree": tree and str(tree),
+                  "allow": sorted(allow)}  # fmt: skip
+        asked = _asked_by(waiting[-1])
+        if asked == wanted:
+            return waiting[-1]
+        if tree is None or not _takes_the_place(wanted, asked):
+            raise _asked_otherwise(run, waiting[-1], asked, wanted)
     _refuse_state(run)
     args: dict[str, Any] = {"code": "run" if tree is None else "current"}
     if tree is not None:
@@ -94,6 +101,8 @@ def resume(
     if changes:
         _refuse_older_code(run, tree, CHANGES_JOBS, "--set KEY=VALUE")
         args["changes"] = dict(changes)
+    for request in waiting:  # first: with two of them the older one would be carried out
+        _replace(request, who)
     return _ask(run, "resume", why=why, who=who, args=args)
 
 
@@ -210,17 +219,40 @@ def _refuse_lost_python(run: RunDir) -> None:
         )  # fmt: skip
 
 
-def _the_same(run: RunDir, waiting: Path, checkpoint: str | None, changes: Changes | None) -> Path:
-    """`waiting`, unless it asks for another checkpoint, or for other changes."""
-    args = (try_read_json(waiting) or {}).get("args")
-    asked = args if isinstance(args, dict) else {}
-    if asked.get("checkpoint") == checkpoint and asked.get("changes", {}) == (changes or {}):
-        return waiting
-    there = escape(asked.get("checkpoint") or "its newest checkpoint", 40)
-    otherwise = " with other changes of its job" if asked.get("changes", {}) != (changes or {}) else ""
-    raise ConflictError(
-        "E-CTL-007", f"run {run.run_id} was asked already to resume from {there}{otherwise}",
-        where=str(waiting), value=checkpoint, expected="one resume at a time", fix=f"orch status {run.run_id}",
+def _asked_by(request: Path) -> dict[str, Any]:
+    """What a request to resume asks for; of one that cannot be read, nothing but to go on."""
+    args = (try_read_json(request) or {}).get("args")
+    told = args if isinstance(args, dict) else {}
+    allow = told.get("allow")
+    return {"checkpoint": told.get("checkpoint"), "changes": told.get("changes", {}), "tree": told.get("tree"),
+            "allow": sorted(map(str, allow)) if isinstance(allow, list) else []}  # fmt: skip
+
+
+def _takes_the_place(wanted: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Nothing that somebody asked for is lost but the older code, which may be why nobody answers."""
+    same = all(wanted[k] == asked[k] for k in ("checkpoint", "changes"))
+    return same and set(asked["allow"]) <= set(wanted["allow"])
+
+
+def _replace(request: Path, who: str) -> None:
+    ack = Ack(False, who, time.time(), "another request to resume, with the code of that day, took its place")
+    try:
+        atomic_write_json(RunDir.ack_of(request), as_wire(ack))
+    except OSError as e:
+        raise _cannot_write(RunDir.ack_of(request), e) from e
+
+
+def _asked_otherwise(run: RunDir, waiting: Path, asked: dict[str, Any], wanted: dict[str, Any]) -> ConflictError:
+    words = {"changes": "other changes of its job", "tree": "other code", "allow": "other fields that may differ"}
+    there = escape(asked["checkpoint"] or "its newest checkpoint", 40)
+    others = " and ".join(text for key, text in words.items() if asked[key] != wanted[key])
+    ident = run.run_id
+    again = shlex.join([f"--allow-config-change={field}" for field in wanted["allow"]])
+    instead = f"; orch resume {ident} --code current {again}".rstrip() + "   (takes its place)"
+    return ConflictError(
+        "E-CTL-007", f"run {ident} was asked already to resume from {there}" + (f" with {others}" if others else ""),
+        where=str(waiting), value=wanted["checkpoint"], expected="one resume at a time",
+        fix=f"orch status {ident}" + (instead if _takes_the_place(wanted, asked) else ""),
     )  # fmt: skip
 
 

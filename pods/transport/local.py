@@ -40,6 +40,8 @@ class LocalTransport:
             return Result(tuple(argv), 127, "", f"{argv[0]}: command not found")
         except PermissionError:
             return Result(tuple(argv), 126, "", f"{argv[0]}: permission denied")
+        except OSError as e:  # it is there and cannot be run: no known format, words that are too long
+            return Result(tuple(argv), 126, "", f"{argv[0]}: {e.strerror}")
         except subprocess.TimeoutExpired as e:
             raise UnreachableError(
                 "E-POD-001", f"`{argv[0]}` did not answer on pod local", value=" ".join(argv), expected=f"{timeout_s} s"

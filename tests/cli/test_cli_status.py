@@ -13,6 +13,8 @@ from orchestrator.runs.events import read_events
 from orchestrator.runs.logs import log_ranks
 from orchestrator.runs.report import index_table, runs_table, screen
 from orchestrator.runs.views import snapshot
+from workloads.contract.files import atomic_write_json, read_json
+from workloads.contract.states import RankHealth
 
 KEYS = [
     "run",
@@ -197,3 +199,46 @@ def test_an_event_that_is_not_orchs_own_harms_no_view(make, key):
     rows = [{"v": 1, "seq": 0, "ts": 1.0, "attempt": 1, "who": "x", "what": "state", key: value} for value in FOREIGN]
     made.run.events.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "\x1b" not in screen(snapshot(made.run, time.time()), read_events(made.run))
+
+
+OTHER_BOOT = "11111111-2222-3333-4444-555555555555"
+
+
+def on_another_machine(made, *, status_age_s):
+    """The home is on a disk that two machines share, and the run goes on on the other one."""
+    now = time.time()
+    made.status("running", "the first step was made", ts=now - status_age_s,
+                supervisor={"pid": 4242, "start_time": 5, "boot_id": OTHER_BOOT})  # fmt: skip
+    for rank in range(made.world):
+        made.record(rank, ts=now - 80)
+        path = made.run.rank_record(1, rank)
+        atomic_write_json(path, read_json(path) | {"pid": 4, "start_time": 1, "boot_id": OTHER_BOOT})
+        for step in range(6):
+            made.beat(rank, now - status_age_s - 5 + step, step=step, steps=900, loss=1.0, step_time_s=1.0)
+
+
+def test_a_run_of_another_machine_on_a_shared_disk_is_not_called_dead(orch, make, home):
+    made = make()
+    on_another_machine(made, status_age_s=-120.0)  # ahead of our clock: not told of this very moment
+    assert not snapshot(made.run, time.time()).supervised
+    on_another_machine(made, status_age_s=0.0)
+    view = snapshot(made.run, time.time())
+    assert view.supervised and view.elsewhere and {r.health for r in view.ranks} == {RankHealth.LIVE}
+    assert view.words == "running (looked after on another machine)"
+    home.keeper_record.unlink()
+    made.status("running", "the first step was made", ts=time.time() + 10, supervisor=view.status.supervisor)
+    ran = orch("status", "tiny")
+    if time.time() < snapshot(made.run, 0.0).status.ts + 10:  # else this machine was too slow for the moment
+        assert "looked after on another machine" in ran.out and "dead" not in ran.out
+        assert not home.keeper_record.exists(), "no keeper is woken"
+
+
+def test_a_run_of_this_machine_before_a_reboot_is_not_taken_for_anothers(make, monkeypatch):
+    made = make()
+    on_another_machine(made, status_age_s=60.0)  # it was some time ago: the machine it was on is gone
+    view = snapshot(made.run, time.time())
+    assert not view.supervised and {r.health for r in view.ranks} == {RankHealth.DEAD}
+    on_another_machine(made, status_age_s=5.0)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: 2.0)  # booted since
+    view = snapshot(made.run, time.time())
+    assert not view.supervised and not view.elsewhere and {r.health for r in view.ranks} == {RankHealth.DEAD}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.jobs.data import Asked, data_job
+from orchestrator.jobs.jobfile import requirements_of
 from orchestrator.runs.data import CHECKED, PREPARED, result_of, seconds
 from orchestrator.runs.views import snapshot
 from pods.remote.dispatch import dispatch
@@ -45,6 +46,19 @@ def test_what_is_typed_goes_before_the_job(tmp_path: Path) -> None:
     job = data_job(Asked("job.yaml", typed, task), tmp_path).spec
     assert (job.data.source, job.data.path, job.data.tokenizer) == ("hub", None, "gpt2")
     assert job.task.out == str(tmp_path / "shards")
+
+
+def test_its_environment_is_the_jobs(tmp_path: Path) -> None:
+    """The file of requirements lies beside the job file, wherever the command was typed."""
+    (tmp_path / "jobs").mkdir()
+    for name, line in (("named", "requirements: reqs.txt\n"), ("none", "requirements: null\n")):
+        (tmp_path / "jobs" / f"{name}.yaml").write_text(f"name: {name}\n{line}")
+    for task in (CHECK, {"kind": "prepare", "out": "~/shards"}):
+        made = data_job(Asked("jobs/named.yaml", {}, task, pod="far"), tmp_path)
+        assert requirements_of(made, tmp_path) == tmp_path / "jobs" / "reqs.txt"
+    asked = Asked("jobs/named.yaml", {}, CHECK, sets=[f"requirements={tmp_path}/other.txt"], pod="far")
+    assert requirements_of(data_job(asked, tmp_path), tmp_path) == tmp_path / "other.txt"
+    assert requirements_of(data_job(Asked("jobs/none.yaml", {}, CHECK), tmp_path), tmp_path) is None
 
 
 def test_a_folder_on_a_pod_is_named_from_its_root_or_home(tmp_path: Path) -> None:

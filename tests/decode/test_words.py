@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.jobs.decode import Asked, decode_job
-from orchestrator.jobs.jobfile import load_job
+from orchestrator.jobs.jobfile import load_job, requirements_of
 from orchestrator.runs.decode import Result, result_of, turn_lines
 from workloads.contract.errors import OrchError
 from workloads.contract.prompts import conversations_of
@@ -46,6 +46,18 @@ def test_a_job_file_is_taken_as_it_is_or_changed(tmp_path: Path) -> None:
     with pytest.raises(OrchError, match="kind train") as told:
         decode_job(Asked("tiny"), tmp_path)
     assert told.value.code == "E-DECODE-020"
+
+
+def test_a_changed_job_has_the_environment_of_its_file(tmp_path: Path) -> None:
+    """The file of requirements lies beside the job file, wherever the command was typed."""
+    (tmp_path / "jobs").mkdir()
+    for name, line in (("named", "requirements: reqs.txt\n"), ("none", "requirements: null\n")):
+        (tmp_path / "jobs" / f"{name}.yaml").write_text(f"name: {name}\nkind: decode\n{line}decode: {{}}\n")
+    for settings in ({}, {"seed": 1}):
+        made = decode_job(Asked("jobs/named.yaml", settings=settings), tmp_path)
+        assert requirements_of(made, tmp_path) == tmp_path / "jobs" / "reqs.txt"
+        none = decode_job(Asked("jobs/none.yaml", settings=settings), tmp_path)
+        assert requirements_of(none, tmp_path) is None
 
 
 @pytest.mark.parametrize(

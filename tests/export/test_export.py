@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.runs.export import Exported
 from tests.checkpoints.killer import flip
 from tests.checkpoints.saver import checkpointer
 from tests.cli.conftest import Orch as Command
+from tests.mirror.conftest import Far, bounded, far
 from workloads.contract.config.bound import bound_fields
 from workloads.contract.config.job import JobSpec
-from workloads.contract.errors import ConflictError, IntegrityError, RemoteError, SpecError
+from workloads.contract.errors import ConflictError, IntegrityError, OrchError, RemoteError, SpecError
 from workloads.contract.files import atomic_write_json, read_json
 from workloads.contract.rundir import OrchHome, RunDir
 from workloads.export import write
@@ -29,6 +32,7 @@ from workloads.runtime.state import TorchState
 from workloads.train.optim import make_optimizer
 from workloads.train.resume import Position, trainer_state
 
+__all__ = ["bounded", "far"]
 RUN_ID = "told-20260101T000000Z-0123"
 STRETCHED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_positions": 32}
 MODELS: dict[str, dict[str, Any]] = {
@@ -156,6 +160,37 @@ def test_answers_of_a_pod_that_are_none() -> None:
     with pytest.raises(SpecError, match="no checkpoint"):
         told = {"code": "E-EXPORT-002", "what": "no checkpoint", "where": "there"}
         _read(json.dumps({"error": told, "exit": 2}), "", source, Path("/x"))
+
+
+def written(folder: Path, run: str, files: dict[str, bytes]) -> Exported:
+    """An export of `run` in a folder of the pod, as it tells of it."""
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    told = tuple((name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
+    return Exported(run, 3, 5, folder.parent / "here" / "m", told)
+
+
+def test_what_a_cut_export_left_is_not_in_the_next_one(far: Far, tmp_path: Path) -> None:
+    """A whole file and half of one: other weights, which the reader of the folder would take."""
+    import orchestrator.runs.export as exporting
+
+    old = {"config.json": b"old", "model.safetensors": b"old weights", "orch.json": b"of the old"}
+    new = {"config.json": b"new", "model-00001-of-00001.safetensors": b"new weights", "orch.json": b"of the new"}
+    before, now = written(tmp_path / "old", "old", old), written(tmp_path / "new", "new", new)
+
+    def cut(so_far: int, total: int) -> None:
+        if so_far == total - len(old["orch.json"]):
+            far.kill()
+
+    with pytest.raises(OrchError):
+        exporting._bring(far.pod, tmp_path / "old", before, cut)
+    staged = before.folder.with_name(".m.part")
+    assert (staged / "model.safetensors").is_file() and not before.folder.exists()
+    (staged / "sub").mkdir()
+    far.pod.close()
+    exporting._bring(far.pod, tmp_path / "new", now, lambda so_far, total: None)
+    assert {p.name: p.read_bytes() for p in now.folder.iterdir()} == new and not staged.exists()
 
 
 def test_a_scripts_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.inventory import execute
 from pods.inventory import load_inventory
 from pods.transport.hostkeys import fingerprint
+from pods.transport.local import LocalTransport
 from tests.cli.conftest import Orch, Ran, make_run
 from tests.inventory.conftest import MakeSshd, Terminal
 from tests.lab.sshd import Sshd, make_key, public_key
+from workloads.contract.config.inventory import PodSpec
 from workloads.contract.rundir import OrchHome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +255,39 @@ def test_words_arrive_whole(orch: Orch, sshd: Sshd, verb: tuple[str, ...]) -> No
     ran = orch("pods", *verb, "box", "--", *ARGV)
     assert ran.code == 0 and ran.out == "\n".join(ARGV[2:]) + "\n"
     assert orch("pods", *verb, "box", "--", "sh", "-c", "exit 7").code == 7
+
+
+def test_a_command_that_this_machine_cannot_run_is_told(orch: Orch, tmp_path: Path) -> None:
+    odd = tmp_path / "noformat"
+    odd.write_text("hello\n")
+    odd.chmod(0o700)
+    ran = orch("pods", "exec", "local", "--", str(odd))
+    assert ran.code == 126 and f"{odd}: Exec format error" in ran.err
+    below = orch("pods", "exec", "local", "--", f"{odd}/x")
+    assert below.code == 126 and "Not a directory" in below.err
+
+
+def test_a_fault_of_orchs_own_is_told_for_the_pod_it_befell(home: OrchHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other pod has its answer; the exit code is the fault's."""
+    local = LocalTransport()
+
+    class Broken:
+        transport = local
+
+        def close(self) -> None:
+            raise RuntimeError("close")
+
+    class Well(Broken):
+        def close(self) -> None:
+            return
+
+    monkeypatch.setattr(execute, "open_pod", lambda home, name, spec: Broken() if name == "a" else Well())
+    said: list[execute.Outcome] = []
+    pods = {"a": PodSpec(ssh="x@a"), "b": PodSpec(ssh="x@b")}
+    outcomes = execute.execute(home, pods, ["true"], timeout_s=60.0, tell=said.append)
+    assert sorted(o.pod for o in said) == ["a", "b"] and set(said) == set(outcomes)
+    assert outcomes[0].error is not None and outcomes[0].error.code == "E-BUG-001" and outcomes[1].exit_code == 0
+    assert execute.worst(outcomes) != 0
 
 
 @pytest.mark.long

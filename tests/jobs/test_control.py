@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pods.keeper.client import KeeperClient, running
+from pods.keeper.runs import pending_requests
 from pods.remote import control
 from pods.remote.stage import ensure_home
 from pods.tree import ensure_tree
@@ -87,6 +88,43 @@ def test_an_ended_run_is_resumed_once(run: RunDir, home: OrchHome, state: str) -
     assert control.resume(run, who="ada", why="again") == request
     atomic_write_json(run.ack_of(request), as_wire(Ack(True, "supervisor", time.time())))
     assert control.resume(run, who="ada", why="and again") != request
+
+
+@pytest.fixture
+def waiting(run: RunDir, home: OrchHome) -> Path:
+    """A plain request to resume that nobody has answered."""
+    Path(str(content(run.run_json)["tree"])).mkdir(parents=True)
+    set_state(run, "failed")
+    return control.resume(run, who="ada", why="again")
+
+
+def test_todays_code_takes_the_place_of_a_resume_that_waits(run: RunDir, home: OrchHome, waiting: Path) -> None:
+    """The older code may be why nobody answers."""
+    first, second = (home.tree(letter * 16) for letter in "ab")
+    request = waiting
+    for tree, allow in ((first, []), (second, []), (second, ["train.lr"])):
+        older, request = request, control.resume(run, who="bob", why="", tree=tree, allow=allow)
+        ack = control.wait_ack(older, timeout_s=0)
+        assert request != older and ack is not None and not ack.ok and "took its place" in ack.why
+        args = content(request)["args"]
+        assert isinstance(args, dict) and args["tree"] == str(tree) and args.get("allow", []) == allow
+        assert pending_requests(run, "resume") == [request]
+        assert control.resume(run, who="bob", why="", tree=tree, allow=allow) == request
+
+
+def test_what_a_waiting_resume_does_not_ask_for_is_refused_and_not_dropped(
+    run: RunDir, home: OrchHome, waiting: Path
+) -> None:
+    with pytest.raises(ConflictError) as e:
+        control.resume(run, who="bob", why="", allow=["train.lr"])
+    assert e.value.code == "E-CTL-007" and "other fields that may differ" in e.value.what
+    assert f"orch resume {run.run_id} --code current --allow-config-change=train.lr" in str(e.value.fix)
+    current = control.resume(run, who="bob", why="", tree=home.tree("a" * 16), allow=["train.lr"])
+    for tree, told in ((None, "other code and other fields"), (home.tree("b" * 16), "other code and other fields")):
+        with pytest.raises(ConflictError) as e:
+            control.resume(run, who="eve", why="", tree=tree)
+        assert e.value.code == "E-CTL-007" and told in e.value.what and "took its place" not in str(e.value.fix)
+    assert pending_requests(run, "resume") == [current]
 
 
 def test_a_copy_that_a_sync_tool_left_is_not_the_same_request(run: RunDir, home: OrchHome) -> None:

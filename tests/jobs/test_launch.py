@@ -16,7 +16,7 @@ import pytest
 from orchestrator.jobs.jobfile import command_job, load_job
 from orchestrator.jobs.launch import prepare, submit
 from orchestrator.jobs.site import LocalSite, local_env
-from orchestrator.runs.index import list_runs
+from orchestrator.runs.index import list_runs, record
 from pods.keeper.client import KeeperClient, running
 from pods.remote.stage import LEFTOVER_AGE_S, Staged, ensure_home
 from tests.jobs.conftest import content, make_plan_for, prepared_for, set_state
@@ -124,15 +124,48 @@ def test_the_same_id_twice_is_one_run_and_wakes_a_keeper(home: OrchHome, tmp_pat
     run_id = make_run_id("demo")
     killed_after(home, run_id, "run directory")
     run = home.run(run_id)
-    before = run.run_json.read_bytes()
+    before, rows = run.run_json.read_bytes(), list_runs(home)
     set_state(run, "succeeded")  # so that the keeper has nothing to start
     stages: list[str] = []
     again = prepared_for(home, tmp_path, "false", run_id=run_id)
     assert not submit(again, lambda stage, s: stages.append(stage))
     assert again.run == run and stages == ["keeper"]
-    assert run.run_json.read_bytes() == before and len(list_runs(home)) == 1
+    assert run.run_json.read_bytes() == before and list_runs(home) == rows, "nor is it the latest by this"
     assert running(home) is not None
     KeeperClient(home).down()
+
+
+def test_an_id_that_another_pod_has_is_refused(home: OrchHome, tmp_path: Path) -> None:
+    """Before anything is asked: the pod named here would know nothing of the run, and make another."""
+    home.path.mkdir(exist_ok=True)
+    home.inventory.write_text("pods: {gpu1: {ssh: root@198.51.100.7}}\n")
+    far, here = make_run_id("demo"), make_run_id("demo")
+    record(home, {"run": far, "created": time.time()}, "gpu1")
+    with pytest.raises(ConflictError) as e:
+        prepared_for(home, tmp_path, run_id=far)
+    assert e.value.code == "E-LAUNCH-011" and "on pod gpu1" in e.value.what and "--pod gpu1 " in str(e.value.fix)
+    home.run(here).path.mkdir(parents=True)
+    there = command_job(["true"], name="demo", pods=["gpu1"], cwd=tmp_path)
+    with pytest.raises(ConflictError) as e:
+        prepare(there, run_id=here, home=home, cwd=tmp_path, environ={})
+    assert e.value.code == "E-LAUNCH-011" and "--pod local " in str(e.value.fix)
+    home.run(here).path.rmdir()  # it is gone: the id is free
+    with pytest.raises(OrchError) as other:
+        prepare(there, run_id=here, home=home, cwd=tmp_path, environ={})
+    assert other.value.code == "E-SSH-011"  # not pinned
+    home.inventory.write_text("pods: {gpu2: {ssh: root@198.51.100.7}}\n")
+    with pytest.raises(ConflictError) as e:
+        prepared_for(home, tmp_path, run_id=far)
+    assert "orch status" in str(e.value.fix) and "gpu1" in str(e.value.expected)
+
+
+def test_a_launch_that_made_nothing_changes_no_row(home: OrchHome) -> None:
+    home.path.mkdir(exist_ok=True)
+    run, lost = make_run_id("demo", 1_790_000_000.0), make_run_id("demo", 1_790_000_100.0)
+    record(home, {"run": run, "created": 5.0, "kind": "command"}, "gpu1")
+    for ident in (run, lost):  # of the other one the row was lost
+        record(home, {"run": ident, "created": time.time(), "kind": "command"}, "gpu1", created=False)
+    assert {r.run: r.created for r in list_runs(home)} == {run: 5.0, lost: 1_790_000_100.0}
 
 
 def test_old_leftovers_are_removed_and_young_ones_stay(home: OrchHome, tmp_path: Path) -> None:

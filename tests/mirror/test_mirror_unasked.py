@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.runs import halts
 from orchestrator.runs.events import read_events
 from orchestrator.runs.fleet import ENDED_SHOWN, claims, newest, sources, survey, troubles
 from orchestrator.runs.index import list_runs
@@ -116,6 +120,40 @@ def test_runs_of_a_forgotten_pod_are_those_of_the_pod_that_has_them_now(far: Far
     far.home.inventory.write_text("pods: {new: {ssh: root@198.51.100.7}}\n")
     looks = survey(far.home, {"third": spec}, lambda _, __: far.pod)
     assert len(claims(far.home, looks)) == 1  # two that are known: told, not mixed
+
+
+def test_a_run_under_an_id_that_this_machine_has_is_told(far: Far) -> None:
+    """Two launches of one `--id` on two machines: the far one cannot be shown, and is not passed by."""
+    made = running(far)
+    ident = made.run.run_id
+    shutil.copytree(made.run.path, far.home.run(ident).path)
+    spec = {"box": PodSpec(ssh="root@198.51.100.7")}
+    looks = survey(far.home, spec, lambda _, __: far.pod)
+    assert claims(far.home, looks) == []  # the same launch: a home that is asked as a pod too
+    here = Made(far.home.run(ident), made.world)
+    row = json.loads(here.run.run_json.read_text())
+    here.run.run_json.write_text(json.dumps(row | {"created": row["created"] - 60}))
+    here.status("failed", "rank 0 exited with 1")
+    looks = survey(far.home, spec, lambda _, __: far.pod)
+    assert looks[0].elsewhere == {ident: "local"} and not far.home.mirrored(ident).path.exists()
+    [line] = claims(far.home, looks)
+    assert f"run {ident} is on this machine and on pod box" in line
+
+
+def test_halting_all_names_a_run_that_no_command_can(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(far)
+    here = Made(far.home.run(made.run.run_id), made.world)
+    shutil.copytree(made.run.path, here.run.path)
+    here.run.run_json.write_text(json.dumps(json.loads(here.run.run_json.read_text()) | {"created": 5.0}))
+    here.status("failed", "rank 0 exited with 1")
+    far.home.inventory.write_text("pods: {box: {ssh: root@198.51.100.7}}\n")
+    monkeypatch.setattr(halts, "survey", lambda home, pods: survey(home, pods, lambda _, __: far.pod))
+    chosen, [lost] = halts.living(far.home, "halt --all")
+    assert chosen == [] and (lost.run, lost.pod) == (made.run.run_id, "box") and lost.error is not None
+    words = shlex.split(str(lost.error.fix))
+    assert words[:5] == ["orch", "pods", "exec", "box", "--"]
+    assert not made.run.halt.exists()
+    assert far.pod.transport.run(words[5:], timeout_s=60).ok and made.run.halt.exists()
 
 
 def test_a_pod_that_was_refused_is_not_called_unreachable(far: Far) -> None:
