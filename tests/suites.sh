@@ -15,8 +15,8 @@ case $1 in
   default)
     which="not long and not gpu"
     groups="0 adapters bench far local verify
-0 cli dataprep environment export inventory mirror
-10 checkpoints faults halts health smoke supervisor train watch
+0 cli dataprep environment export health inventory mirror smoke watch
+10 checkpoints faults halts supervisor train
 10 decode kernels models parity" ;;
   long)
     which="long and not gpu and not proof"
