@@ -192,6 +192,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.long
 def test_a_run_keeps_the_checkpoint_that_it_began_with(tmp_path: Path, unbroken: RunDir) -> None:
     """The other run goes on and removes it; this one ends before it has a checkpoint of its own."""
     source = RunDir(tmp_path / "source")
@@ -208,6 +209,7 @@ def test_a_run_keeps_the_checkpoint_that_it_began_with(tmp_path: Path, unbroken:
     assert train(run, world=1, attempt=3) == [0] and not run.start.exists()
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_the_other_run_removed_is_told_as_that(tmp_path: Path, unbroken: RunDir) -> None:
     run = beginning_with(tmp_path, unbroken.checkpoint(7), [])
     assert train(run, world=1) == [77]
